@@ -1,0 +1,3 @@
+module github.com/coveyhq/covey/gateway
+
+go 1.26.0

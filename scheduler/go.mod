@@ -1,0 +1,3 @@
+module github.com/coveyhq/covey/scheduler
+
+go 1.26.0

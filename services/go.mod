@@ -1,0 +1,3 @@
+module github.com/coveyhq/covey/services
+
+go 1.26.0
