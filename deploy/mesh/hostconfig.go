@@ -1,0 +1,16 @@
+package mesh
+
+import "path/filepath"
+
+// hostConfig is the configuration of one host agent of the mesh.
+func (s *starter) hostConfig(id string) map[string]any {
+	return map[string]any{
+		"chassis":    s.chassis("covey-host", "hostagentd-"+id, "127.0.0.1:0"),
+		"host_id":    id,
+		"state_dir":  s.path(id),
+		"memory_dir": "/dev/shm/covey" + filepath.Clean(s.o.Dir) + "-" + id,
+		"artifacts":  s.t.Artifacts,
+		"capacity":   map[string]any{"vcpus": s.o.VCPUs, "memory_mb": s.o.MemoryMB, "disk_mb": 1 << 20, "slots": s.o.Slots},
+		"stop":       "destroy",
+	}
+}
