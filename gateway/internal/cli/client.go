@@ -1,0 +1,101 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
+	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+)
+
+// localKeyFile is where a local mesh keeps its administrator's key; used when no other key is given.
+const localKeyFile = "/var/lib/covey/local/api-key"
+
+// client is a connection to a gateway.
+type client struct {
+	conn      *grpc.ClientConn
+	sandboxes sandboxv1.SandboxServiceClient
+	keys      sandboxv1.KeyServiceClient
+	snapshots snapshotv1.SnapshotServiceClient
+	hosts     schedulerv1.HostsServiceClient
+	processes guestv1.ProcessServiceClient
+	files     guestv1.FileServiceClient
+	host      hostv1.HostServiceClient
+}
+
+// dial connects to the gateway at rawURL (http or https) with an API key sent with every call.
+func dial(rawURL, key string) (*client, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Host == "" {
+		return nil, fmt.Errorf("--url: must be like http://127.0.0.1:7070, got %q", rawURL)
+	}
+	var creds credentials.TransportCredentials
+	host := u.Host
+	switch u.Scheme {
+	case "http":
+		creds = insecure.NewCredentials()
+		if u.Port() == "" {
+			host += ":80"
+		}
+	case "https":
+		creds = credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12})
+		if u.Port() == "" {
+			host += ":443"
+		}
+	default:
+		return nil, fmt.Errorf("--url: scheme must be http or https, got %q", u.Scheme)
+	}
+	conn, err := grpc.NewClient(host, grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return invoke(withKey(ctx, key), method, req, reply, cc, opts...)
+		}),
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return open(withKey(ctx, key), desc, cc, method, opts...)
+		}))
+	if err != nil {
+		return nil, err
+	}
+	return &client{
+		conn:      conn,
+		sandboxes: sandboxv1.NewSandboxServiceClient(conn), keys: sandboxv1.NewKeyServiceClient(conn),
+		snapshots: snapshotv1.NewSnapshotServiceClient(conn), hosts: schedulerv1.NewHostsServiceClient(conn),
+		processes: guestv1.NewProcessServiceClient(conn), files: guestv1.NewFileServiceClient(conn),
+		host: hostv1.NewHostServiceClient(conn),
+	}, nil
+}
+
+func withKey(ctx context.Context, key string) context.Context {
+	if key == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+key)
+}
+
+// findKey returns the key given, else $COVEY_API_KEY, else the local mesh's.
+func findKey(given string) (string, error) {
+	if given != "" {
+		return given, nil
+	}
+	if key := os.Getenv("COVEY_API_KEY"); key != "" {
+		return key, nil
+	}
+	b, err := os.ReadFile(localKeyFile)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+		return "", errors.New("no API key: set COVEY_API_KEY or --api-key; `make up` starts a local mesh and prints its key")
+	}
+	return strings.TrimSpace(string(b)), err
+}
