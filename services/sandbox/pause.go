@@ -1,0 +1,108 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Pause saves a running sandbox and frees its host. A paused one is answered as it is; a second pause while one is under way
+// waits for it and answers the same.
+func (s *Service) Pause(ctx context.Context, tenant, id, requestID string) (Sandbox, error) {
+	if err := errors.Join(checkSandboxID(id), checkRequestID(requestID)); err != nil {
+		return Sandbox{}, err
+	}
+	return s.do(ctx, operation{
+		op: OpPause, tenant: tenant, sandboxID: id, requestID: requestID, request: id,
+		decide: func(sb *Sandbox, w Work, _ bool) (verdict, error) {
+			switch sb.State {
+			case Paused:
+				return settled, nil
+			case Pausing:
+				return join, nil
+			case Running:
+				w.SnapshotID = newID(snapshotPrefix)
+				return act, sb.begin(Pausing, w, s.owner)
+			}
+			return act, sb.illegal(OpPause, Running)
+		},
+	})
+}
+
+// performPause takes a sandbox from PAUSING to PAUSED; back to RUNNING where that failed and it still runs, and to FAILED
+// where its VM is gone.
+func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
+	now := sb
+	err := s.pauseOnHost(ctx, sb)
+	var c Change
+	if err == nil {
+		now.pausedTo(sb.Work.SnapshotID)
+		c.Chores = liveLeftovers(sb)
+		err = now.become(Paused)
+	} else if reason := s.vanished(ctx, sb); reason != "" {
+		c.Chores = append(leftovers(sb), Chore{Kind: DropSnapshot, SandboxID: sb.ID, SnapshotID: sb.Work.SnapshotID, HostID: sb.HostID})
+		if e := now.end(Failed, reason); e != nil {
+			err = e
+		}
+	} else if e := now.become(Running); e != nil {
+		err = e
+	}
+	return s.conclude(ctx, []Sandbox{now}, err, c, Outcome{})
+}
+
+// pausedTo makes the snapshot the sandbox's saved state, which names no other snapshot.
+func (s *Sandbox) pausedTo(snapshot string) {
+	s.SnapshotID, s.BaseSnapshotID, s.SourceSnapshotID, s.Durable = snapshot, "", "", false
+}
+
+// pauseOnHost asks the host until it answers, for a time: a host agent that is being restarted has kept the VM.
+func (s *Service) pauseOnHost(ctx context.Context, sb Sandbox) error {
+	giveUp := time.NewTimer(s.timing.Unreachable)
+	defer giveUp.Stop()
+	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 2*time.Second) {
+		err := s.hosts.Pause(ctx, sb.HostID, sb.ID, sb.Work.SnapshotID)
+		if !errors.Is(err, Unavailable) {
+			return err
+		}
+		again := time.NewTimer(delay)
+		select {
+		case <-again.C:
+			continue
+		case <-giveUp.C:
+		case <-ctx.Done():
+		}
+		again.Stop()
+		return err
+	}
+}
+
+// vanished says why a sandbox whose pause failed does not run any more; empty where it does, or where that cannot be known now.
+func (s *Service) vanished(ctx context.Context, sb Sandbox) string {
+	if s.gone(ctx) != nil {
+		return ""
+	}
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	list, err := s.hosts.Sandboxes(ctx, sb.HostID)
+	if err != nil {
+		return ""
+	}
+	i := slices.IndexFunc(list, func(h HostSandbox) bool { return h.ID == sb.ID })
+	switch {
+	case i < 0:
+		return fmt.Sprintf("it was no longer on host %s when it was to be paused", sb.HostID)
+	case list[i].State.Final():
+		return because(list[i], sb.HostID)
+	}
+	return ""
+}
+
+// because is the reason that a host gives for a sandbox's end.
+func because(h HostSandbox, hostID string) string {
+	if h.Reason != "" {
+		return h.Reason
+	}
+	return fmt.Sprintf("host %s ended it", hostID)
+}

@@ -1,0 +1,260 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+
+	"github.com/coveyhq/covey/services/sandbox"
+	"github.com/coveyhq/covey/services/sandbox/postgres/queries"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// migrationLock is the advisory lock under which one replica at a time migrates, and bootstrapLock the one of LockBootstrap.
+const (
+	migrationLock = 0x636f766579_01
+	bootstrapLock = 0x636f766579_02
+)
+
+// How long things are kept.
+const (
+	keepEvents    = 24 * time.Hour
+	keepRequests  = 24 * time.Hour
+	keepSandboxes = 30 * 24 * time.Hour
+)
+
+// Config says where the database is.
+type Config struct {
+	// DSN is a libpq connection string or URL.
+	DSN string `yaml:"dsn"`
+	// MaxConns of the pool; default 16.
+	MaxConns int32 `yaml:"max_conns"`
+}
+
+// Store implements sandbox.Store.
+type Store struct {
+	pool  *pgxpool.Pool
+	q     *queries.Queries
+	owner string
+	lease int64 // milliseconds
+	bell  *bell
+}
+
+var _ sandbox.Store = (*Store)(nil)
+
+// Migrate brings the schema up to date. Replicas that start at once wait for each other.
+func Migrate(ctx context.Context, dsn string) (err error) {
+	conf, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return fmt.Errorf("database dsn: %w", err)
+	}
+	db := stdlib.OpenDB(*conf)
+	defer func() { err = errors.Join(err, db.Close()) }()
+	return locked(ctx, db, migrationLock, func() error {
+		// The table of goose is in the schema too, so the schema comes first.
+		if _, err := db.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS sandbox"); err != nil {
+			return err
+		}
+		files, err := fs.Sub(migrations, "migrations")
+		if err != nil {
+			return err
+		}
+		p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName("sandbox.goose_db_version"))
+		if err != nil {
+			return err
+		}
+		_, err = p.Up(ctx)
+		return err
+	})
+}
+
+// locked holds an advisory lock of the whole database while fn runs.
+func locked(ctx context.Context, db *sql.DB, lock int64, fn func() error) (err error) {
+	c, err := db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	if _, err := c.ExecContext(ctx, "SELECT pg_advisory_lock($1)", lock); err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_, e := c.ExecContext(ctx, "SELECT pg_advisory_unlock($1)", lock)
+		err = errors.Join(err, e)
+	}()
+	return fn()
+}
+
+// Open connects to a migrated database. Leases are the owner's and last as long as given. Close must be called.
+func Open(ctx context.Context, c Config, owner string, lease time.Duration, log *slog.Logger) (*Store, error) {
+	conf, err := pgxpool.ParseConfig(c.DSN)
+	if err != nil {
+		return nil, fmt.Errorf("database dsn: %w", err)
+	}
+	conf.MaxConns = c.MaxConns
+	if conf.MaxConns == 0 {
+		conf.MaxConns = 16
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, conf)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	b, err := listen(ctx, conf.ConnConfig, log)
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	return &Store{pool: pool, q: queries.New(pool), owner: owner, lease: lease.Milliseconds(), bell: b}, nil
+}
+
+// Close ends all connections.
+func (s *Store) Close() {
+	s.bell.close()
+	s.pool.Close()
+}
+
+// LockBootstrap runs fn while no other replica does.
+func (s *Store) LockBootstrap(ctx context.Context, fn func(context.Context) error) error {
+	db := stdlib.OpenDBFromPool(s.pool)
+	defer db.Close()
+	return locked(ctx, db, bootstrapLock, func() error { return fn(ctx) })
+}
+
+// known makes the database's errors those that callers understand; what is left is a fault of ours.
+func known(err error) error {
+	var pg *pgconn.PgError
+	var connect *pgconn.ConnectError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &connect), errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "08") || strings.HasPrefix(pg.Code, "57P")):
+		return &sandbox.Error{Kind: sandbox.Unavailable, Reason: "DATABASE_UNAVAILABLE", Message: "the database is out of reach; try again"}
+	}
+	return err
+}
+
+// missing is known for a query of one row, whose absence is what.
+func missing(err error, reason, format string, args ...any) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return &sandbox.Error{Kind: sandbox.NotFound, Reason: reason, Message: fmt.Sprintf(format, args...)}
+	}
+	return known(err)
+}
+
+// Get implements sandbox.Store.
+func (s *Store) Get(ctx context.Context, tenant, id string) (sandbox.Sandbox, error) {
+	row, err := s.q.GetSandbox(ctx, queries.GetSandboxParams{ID: id, TenantID: tenant})
+	if err != nil {
+		return sandbox.Sandbox{}, missing(err, "SANDBOX_NOT_FOUND", "no sandbox %s", id)
+	}
+	return decode(row)
+}
+
+// Find implements sandbox.Store.
+func (s *Store) Find(ctx context.Context, ids []string) (map[string]sandbox.Sandbox, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	rows, err := decodeAll(s.q.FindSandboxes(ctx, ids))
+	found := make(map[string]sandbox.Sandbox, len(rows))
+	for _, r := range rows {
+		found[r.ID] = r
+	}
+	return found, err
+}
+
+// List implements sandbox.Store.
+func (s *Store) List(ctx context.Context, tenant string, states []sandbox.State, metadata map[string]string, from sandbox.Page, limit int) ([]sandbox.Sandbox, error) {
+	p := queries.ListSandboxesParams{TenantID: tenant, States: []string{}, RowLimit: int32(limit), BeforeID: from.BeforeID}
+	for _, st := range states {
+		p.States = append(p.States, string(st))
+	}
+	if from.BeforeID != "" {
+		p.BeforeTime = &from.BeforeTime
+	}
+	var err error
+	if p.Metadata, err = encodeMap(metadata); err != nil {
+		return nil, err
+	}
+	return decodeAll(s.q.ListSandboxes(ctx, p))
+}
+
+// Receipt implements sandbox.Store.
+func (s *Store) Receipt(ctx context.Context, tenant, id string) ([]byte, error) {
+	b, err := s.q.GetReceipt(ctx, queries.GetReceiptParams{SandboxID: id, TenantID: tenant})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	return b, known(err)
+}
+
+// OnHost implements sandbox.Store.
+func (s *Store) OnHost(ctx context.Context, hostID string) ([]sandbox.Sandbox, error) {
+	return decodeAll(s.q.ListOnHost(ctx, hostID))
+}
+
+// HostsInUse implements sandbox.Store.
+func (s *Store) HostsInUse(ctx context.Context) ([]string, error) {
+	ids, err := s.q.ListHostsInUse(ctx)
+	return ids, known(err)
+}
+
+// OfWork implements sandbox.Store.
+func (s *Store) OfWork(ctx context.Context, workID string) ([]sandbox.Sandbox, error) {
+	return decodeAll(s.q.ListOfWork(ctx, workID))
+}
+
+// Undurable implements sandbox.Store.
+func (s *Store) Undurable(ctx context.Context, limit int) ([]sandbox.Sandbox, error) {
+	return decodeAll(s.q.ListUndurable(ctx, int32(limit)))
+}
+
+// Expired implements sandbox.Store.
+func (s *Store) Expired(ctx context.Context, grace time.Duration, limit int) ([]sandbox.Sandbox, error) {
+	return decodeAll(s.q.ListExpired(ctx, queries.ListExpiredParams{GraceMs: grace.Milliseconds(), RowLimit: int32(limit)}))
+}
+
+// SnapshotUsers implements sandbox.Store.
+func (s *Store) SnapshotUsers(ctx context.Context, snapshotID string) (int, error) {
+	n, err := s.q.CountSnapshotUsers(ctx, snapshotID)
+	return int(n), known(err)
+}
+
+// Touch implements sandbox.Store.
+func (s *Store) Touch(ctx context.Context, used map[string]time.Time) error {
+	var p queries.TouchSandboxesParams
+	for id, at := range used {
+		p.Ids, p.Times = append(p.Ids, id), append(p.Times, at)
+	}
+	return known(s.q.TouchSandboxes(ctx, p))
+}
+
+// Subscribe implements sandbox.Store.
+func (s *Store) Subscribe(tenant, sandboxID string) (<-chan struct{}, func()) {
+	return s.bell.subscribe(tenant, sandboxID)
+}
+
+// Prune implements sandbox.Store.
+func (s *Store) Prune(ctx context.Context) error {
+	return known(errors.Join(
+		s.q.DeleteOldEvents(ctx, keepEvents.Milliseconds()),
+		s.q.DeleteOldRequests(ctx, keepRequests.Milliseconds()),
+		s.q.DeleteOldSandboxes(ctx, keepSandboxes.Milliseconds()),
+	))
+}

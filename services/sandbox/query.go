@@ -1,0 +1,186 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Get reads a sandbox of the tenant.
+func (s *Service) Get(ctx context.Context, tenant, id string) (Sandbox, error) {
+	if err := checkSandboxID(id); err != nil {
+		return Sandbox{}, err
+	}
+	return s.store.Get(ctx, tenant, id)
+}
+
+// pageToken is a position in a list of one filter. It names the last sandbox of the page before, so that what is made
+// meanwhile, which comes before it, moves nothing.
+type pageToken struct {
+	Time   time.Time `json:"t"`
+	ID     string    `json:"i"`
+	Filter []byte    `json:"f"`
+}
+
+// filterHash tells whether a token is of the same list.
+func (r *ListRequest) filterHash(tenant string) []byte {
+	h := sha256.New()
+	states := slices.Clone(r.States)
+	slices.Sort(states)
+	for _, p := range states {
+		h.Write([]byte(p + "\n"))
+	}
+	for _, k := range slices.Sorted(maps.Keys(r.Metadata)) {
+		h.Write([]byte(k + "=" + r.Metadata[k] + "\n"))
+	}
+	h.Write([]byte(tenant))
+	return h.Sum(nil)[:8]
+}
+
+// List reads a page of the tenant's sandboxes, newest first, and the token of the next page, empty after the last.
+func (s *Service) List(ctx context.Context, tenant string, r ListRequest) ([]Sandbox, string, error) {
+	if err := r.validate(); err != nil {
+		return nil, "", err
+	}
+	filter := r.filterHash(tenant)
+	var from Page
+	if r.PageToken != "" {
+		t, err := parsePageToken(r.PageToken, filter)
+		if err != nil {
+			return nil, "", err
+		}
+		from = Page{BeforeTime: t.Time, BeforeID: t.ID}
+	}
+	rows, err := s.store.List(ctx, tenant, r.States, r.Metadata, from, int(r.PageSize)+1)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(rows) <= int(r.PageSize) {
+		return rows, "", nil
+	}
+	rows = rows[:r.PageSize]
+	last := rows[len(rows)-1]
+	b, err := json.Marshal(pageToken{Time: last.CreateTime, ID: last.ID, Filter: filter})
+	if err != nil {
+		return nil, "", err
+	}
+	return rows, base64.RawURLEncoding.EncodeToString(b), nil
+}
+
+func parsePageToken(token string, filter []byte) (pageToken, error) {
+	var t pageToken
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || json.Unmarshal(b, &t) != nil || !sandboxID.MatchString(t.ID) {
+		return t, field("page_token", "must be next_page_token of the last answer, or empty for the first page")
+	}
+	if !bytes.Equal(t.Filter, filter) {
+		return t, field("page_token", "belongs to a list with other filters; keep states and labels the same while paging")
+	}
+	return t, nil
+}
+
+// Ping resets the inactivity timer of a running sandbox.
+func (s *Service) Ping(ctx context.Context, tenant, id string) (Sandbox, error) {
+	sb, err := s.Get(ctx, tenant, id)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if sb.State != Running {
+		return Sandbox{}, sb.illegal(OpPing, Running)
+	}
+	at, err := s.hosts.Ping(ctx, sb.HostID, id)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if err := s.store.Touch(ctx, map[string]time.Time{id: at}); err != nil {
+		return Sandbox{}, err
+	}
+	if at.After(sb.LastActiveTime) {
+		sb.LastActiveTime = at
+	}
+	return sb, nil
+}
+
+// Receipt tells how the sandbox was last started, with its page counters as they are now where it still runs.
+func (s *Service) Receipt(ctx context.Context, tenant, id string) ([]byte, error) {
+	sb, err := s.Get(ctx, tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	if sb.State == Running {
+		b, err := s.hosts.Receipt(ctx, sb.HostID, id)
+		if err == nil {
+			return b, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		s.log.Info("host did not give the receipt; answering the one of the start", "sandbox_id", id, "host_id", sb.HostID, "error", err)
+	}
+	b, err := s.store.Receipt(ctx, tenant, id)
+	if err != nil || b != nil {
+		return b, err
+	}
+	return nil, &Error{Kind: NotFound, Reason: "NO_RECEIPT", Message: "sandbox " + id + " has not been started yet", Meta: map[string]string{"sandbox_id": id}}
+}
+
+// Location is where a sandbox runs.
+type Location struct {
+	HostID, Address string
+	Version         int64
+}
+
+// Locate finds the host of a running sandbox. With wake, one that is being started is waited for, and a paused one with
+// AutoResume is resumed first.
+func (s *Service) Locate(ctx context.Context, tenant, id string, wake bool) (Location, error) {
+	for range maxConflicts {
+		sb, err := s.Get(ctx, tenant, id)
+		if err != nil {
+			return Location{}, err
+		}
+		switch {
+		case sb.State == Running:
+			addr, err := s.hosts.Address(ctx, sb.HostID)
+			return Location{HostID: sb.HostID, Address: addr, Version: sb.Version}, err
+		case wake && (sb.State == Pending || sb.State == Starting || sb.State == Resuming || sb.State == Pausing && sb.AutoResume):
+			_, err = s.await(ctx, sb)
+		case wake && sb.State == Paused && sb.AutoResume:
+			_, err = s.Resume(ctx, tenant, ResumeRequest{SandboxID: id})
+			if errors.Is(err, Precondition) {
+				continue // It was changed meanwhile; decide anew.
+			}
+		default:
+			return Location{}, notRunning(sb)
+		}
+		if err != nil {
+			return Location{}, err
+		}
+	}
+	return Location{}, asError(ErrConflict)
+}
+
+// notRunning says what to do instead.
+func notRunning(sb Sandbox) *Error {
+	msg := "sandbox " + sb.ID + " is " + string(sb.State) + " and does not run"
+	switch {
+	case sb.State == Paused:
+		msg += "; resume it first, or create it with auto_resume"
+	case sb.Reason != "":
+		msg += ": " + sb.Reason
+	}
+	legal := make([]string, 0, 5)
+	for _, l := range sb.State.Legal() {
+		legal = append(legal, string(l))
+	}
+	return &Error{
+		Kind: Precondition, Reason: "SANDBOX_NOT_RUNNING", Message: msg,
+		Meta: map[string]string{"sandbox_id": sb.ID, "state": string(sb.State), "legal": strings.Join(legal, ",")},
+	}
+}

@@ -1,0 +1,98 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+)
+
+// CreateSnapshot saves a sandbox as a named template. A running source keeps running; of a paused one the saved state
+// gets a second name in the registry.
+func (s *Service) CreateSnapshot(ctx context.Context, tenant string, r SnapshotRequest) (Snapshot, error) {
+	if err := r.validate(); err != nil {
+		return Snapshot{}, err
+	}
+	body := r
+	body.RequestID = ""
+	workID, id := newID(""), newID(snapshotPrefix)
+	req := newRequest(tenant, r.RequestID, OpSnapshot, body, workID, []string{r.SandboxID}, id)
+	out, seen, err := s.replay(ctx, req)
+	if !seen && err == nil {
+		out, err = s.snapshot(ctx, tenant, r, req, workID, id)
+	}
+	if errors.Is(err, errContinue) {
+		out, err = s.continueSnapshot(ctx, tenant, r)
+	}
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if out.Snapshot == nil {
+		return Snapshot{}, &Error{Kind: Internal, Reason: "INTERNAL", Message: "the request has no snapshot in its outcome"}
+	}
+	return *out.Snapshot, nil
+}
+
+func (s *Service) snapshot(ctx context.Context, tenant string, r SnapshotRequest, req *Request, workID, id string) (Outcome, error) {
+	sb, err := s.store.Get(ctx, tenant, r.SandboxID)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if sb.State != Running && sb.State != Paused {
+		return Outcome{}, sb.illegal(OpSnapshot, Running, Paused)
+	}
+	if req != nil {
+		req.LeaseOwner = s.owner
+		_, err := s.apply(ctx, Change{Begin: req})
+		if seen := (*Seen)(nil); errors.As(err, &seen) {
+			return s.answer(ctx, seen.Request, req)
+		}
+		if err != nil {
+			return Outcome{}, err
+		}
+	}
+	return s.launchSnapshot(ctx, tenant, r, workID, id).wait(ctx)
+}
+
+// continueSnapshot does again what a worker that died had begun, with the same snapshot id.
+func (s *Service) continueSnapshot(ctx context.Context, tenant string, r SnapshotRequest) (Outcome, error) {
+	prior, err := s.store.Request(ctx, tenant, r.RequestID)
+	if err != nil {
+		return Outcome{}, err
+	}
+	return s.launchSnapshot(ctx, tenant, r, prior.WorkID, prior.SnapshotID).wait(ctx)
+}
+
+func (s *Service) launchSnapshot(ctx context.Context, tenant string, r SnapshotRequest, workID, id string) *job {
+	return s.launch(ctx, workID, nil, func(ctx context.Context) Outcome {
+		snap, err := s.performSnapshot(ctx, tenant, r, id)
+		if e := s.gone(ctx); e != nil {
+			return Outcome{Err: e}
+		}
+		out := Outcome{Err: s.show(Sandbox{ID: r.SandboxID}, err)}
+		if err == nil {
+			out.Snapshot = &snap
+		}
+		if r.RequestID == "" {
+			return out
+		}
+		ctx, cancel := cleanup(ctx)
+		defer cancel()
+		if _, err := s.apply(ctx, Change{Finish: &Finish{Tenant: tenant, RequestID: r.RequestID, SandboxID: r.SandboxID, Outcome: out}}); err != nil {
+			s.log.Warn("answer to request not kept", "request_id", r.RequestID, "error", err)
+		}
+		return out
+	})
+}
+
+func (s *Service) performSnapshot(ctx context.Context, tenant string, r SnapshotRequest, id string) (Snapshot, error) {
+	sb, err := s.store.Get(ctx, tenant, r.SandboxID)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	switch sb.State {
+	case Running:
+		return s.hosts.Snapshot(ctx, sb.HostID, sb.ID, id, r.Name, r.Metadata)
+	case Paused:
+		return s.snapshots.CopyAs(ctx, tenant, sb.SnapshotID, id, r.Name, r.Metadata)
+	}
+	return Snapshot{}, sb.illegal(OpSnapshot, Running, Paused)
+}
