@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // CreateSnapshot saves a sandbox as a named template. A running source keeps running; of a paused one the saved state
@@ -92,7 +93,36 @@ func (s *Service) performSnapshot(ctx context.Context, tenant string, r Snapshot
 	case Running:
 		return s.hosts.Snapshot(ctx, sb.HostID, sb.ID, id, r.Name, r.Metadata)
 	case Paused:
-		return s.snapshots.CopyAs(ctx, tenant, sb.SnapshotID, id, r.Name, r.Metadata)
+		if sb, err = s.awaitDurable(ctx, sb); err != nil {
+			return Snapshot{}, err
+		}
+		if sb.State == Paused {
+			return s.snapshots.CopyAs(ctx, tenant, sb.SnapshotID, id, r.Name, r.Metadata)
+		}
 	}
 	return Snapshot{}, sb.illegal(OpSnapshot, Running, Paused)
+}
+
+// awaitDurable waits until a paused sandbox's snapshot is in the registry, or the sandbox is paused no more.
+func (s *Service) awaitDurable(ctx context.Context, sb Sandbox) (Sandbox, error) {
+	wake, stop := s.store.Subscribe(sb.Tenant, sb.ID)
+	defer stop()
+	tick := time.NewTicker(safetyTick)
+	defer tick.Stop()
+	for {
+		now, err := s.store.Get(ctx, sb.Tenant, sb.ID)
+		if err != nil || now.State != Paused || now.Durable {
+			return now, err
+		}
+		m, err := s.snapshots.Manifest(ctx, now.Tenant, now.SnapshotID)
+		if err != nil && !errors.Is(err, NotFound) || err == nil && m.Durable {
+			return now, err
+		}
+		select {
+		case <-wake:
+		case <-tick.C:
+		case <-ctx.Done():
+			return now, ctx.Err()
+		}
+	}
 }

@@ -1,0 +1,93 @@
+package peers
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	"github.com/coveyhq/covey/services/sandbox"
+)
+
+// Scheduler implements sandbox.Scheduler. It also learns the hosts' addresses, which Hosts needs.
+type Scheduler struct {
+	place schedulerv1.SchedulerServiceClient
+	hosts schedulerv1.HostsServiceClient
+
+	mu        sync.Mutex // guards addresses
+	addresses map[string]string
+}
+
+var _ sandbox.Scheduler = (*Scheduler)(nil)
+
+// NewScheduler speaks to the scheduler over a connection.
+func NewScheduler(c grpc.ClientConnInterface) *Scheduler {
+	return &Scheduler{
+		place: schedulerv1.NewSchedulerServiceClient(c), hosts: schedulerv1.NewHostsServiceClient(c),
+		addresses: map[string]string{},
+	}
+}
+
+// Place implements sandbox.Scheduler.
+func (s *Scheduler) Place(ctx context.Context, r sandbox.PlaceRequest) (sandbox.Placement, error) {
+	resp, err := s.place.Place(ctx, &schedulerv1.PlaceRequest{
+		SandboxId: r.SandboxID, TenantId: r.Tenant, SnapshotId: r.SnapshotID, CpuFeatures: r.CPUFeatures, Vmm: r.VMM,
+		HostLabels: r.HostLabels, HostId: r.HostID, ExcludeHostIds: r.Exclude, SpreadKey: r.SpreadKey,
+		Resources: &schedulerv1.Resources{Vcpus: r.VCPUs, MemoryMb: uint64(r.MemoryMB), DiskMb: uint64(r.DiskMB), Slots: 1},
+	})
+	if err != nil {
+		return sandbox.Placement{}, translate(ctx, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.addresses[resp.GetHostId()] = resp.GetAddress()
+	return sandbox.Placement{HostID: resp.GetHostId(), ReservationID: resp.GetReservationId()}, nil
+}
+
+// Unplace implements sandbox.Scheduler.
+func (s *Scheduler) Unplace(ctx context.Context, reservationID string) error {
+	_, err := s.place.ReleaseReservation(ctx, &schedulerv1.ReleaseReservationRequest{ReservationId: reservationID})
+	return translate(ctx, err)
+}
+
+func (s *Scheduler) list(ctx context.Context) ([]sandbox.Host, error) {
+	resp, err := s.hosts.ListHosts(ctx, &schedulerv1.ListHostsRequest{})
+	if err != nil {
+		return nil, translate(ctx, err)
+	}
+	hosts := make([]sandbox.Host, len(resp.GetHosts()))
+	known := map[string]string{}
+	for i, h := range resp.GetHosts() {
+		hosts[i] = sandbox.Host{ID: h.GetId(), Address: h.GetAddress(), Lost: h.GetState() == schedulerv1.HostState_HOST_STATE_LOST}
+		known[h.GetId()] = h.GetAddress()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Added and not replaced: a scheduler that has just started does not know all hosts yet.
+	maps.Copy(s.addresses, known)
+	return hosts, nil
+}
+
+// address looks a host up, first in what is known.
+func (s *Scheduler) address(ctx context.Context, hostID string) (string, error) {
+	for _, ask := range []bool{false, true} {
+		if ask {
+			if _, err := s.list(ctx); err != nil {
+				return "", err
+			}
+		}
+		s.mu.Lock()
+		addr := s.addresses[hostID]
+		s.mu.Unlock()
+		if addr != "" {
+			return addr, nil
+		}
+	}
+	return "", &sandbox.Error{
+		Kind: sandbox.Unavailable, Reason: "HOST_UNKNOWN", Message: fmt.Sprintf("the scheduler knows no host %q", hostID),
+		Meta: map[string]string{"host_id": hostID},
+	}
+}

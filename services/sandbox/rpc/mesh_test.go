@@ -1,0 +1,235 @@
+package rpc_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/sandbox"
+	"github.com/coveyhq/covey/services/sandbox/peers"
+	"github.com/coveyhq/covey/services/sandbox/pgtest"
+	"github.com/coveyhq/covey/services/sandbox/postgres"
+	"github.com/coveyhq/covey/services/sandbox/rpc"
+)
+
+func TestMain(m *testing.M) {
+	code := pgtest.Main(m)
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// testTiming makes the tests fast; the promises in them are of order, not of these times.
+var testTiming = sandbox.Timing{
+	Lease: 600 * time.Millisecond, Reconcile: 150 * time.Millisecond, UnknownGrace: 300 * time.Millisecond,
+	HostLost: 400 * time.Millisecond, DeleteWait: 5 * time.Second, Unreachable: 300 * time.Millisecond,
+}
+
+// mesh is a database and fakes of what sandboxd speaks to, all over real gRPC on loopback.
+type mesh struct {
+	t         *testing.T
+	dsn       string
+	scheduler *fakeScheduler
+	registry  *fakeRegistry
+	a, b      *fakeHost
+	dial      func(string) (*grpc.ClientConn, error)
+	peers     *grpc.ClientConn
+}
+
+func newMesh(t *testing.T) *mesh {
+	t.Helper()
+	m := &mesh{t: t, dsn: pgtest.Database(t), registry: newFakeRegistry()}
+	m.scheduler = &fakeScheduler{lost: map[string]bool{}, held: map[string]string{}}
+	m.a, m.b = newFakeHost(t, "host-a", m.registry), newFakeHost(t, "host-b", m.registry)
+	m.scheduler.hosts = []*fakeHost{m.a, m.b}
+	m.dial = pooled(t)
+	var err error
+	m.peers, err = m.dial(serve(t, func(s *grpc.Server) {
+		schedulerv1.RegisterSchedulerServiceServer(s, m.scheduler)
+		schedulerv1.RegisterHostsServiceServer(s, m.scheduler)
+		snapshotv1.RegisterRegistryServiceServer(s, m.registry)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := postgres.Migrate(t.Context(), m.dsn); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// pooled dials each address once and closes all at the test's end.
+func pooled(t *testing.T) func(string) (*grpc.ClientConn, error) {
+	var mu sync.Mutex
+	conns := map[string]*grpc.ClientConn{}
+	t.Cleanup(func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+	return func(addr string) (*grpc.ClientConn, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if conns[addr] == nil {
+			c, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+			if err != nil {
+				return nil, err
+			}
+			conns[addr] = c
+		}
+		return conns[addr], nil
+	}
+}
+
+// replica is one sandboxd.
+type replica struct {
+	sandboxv1.SandboxServiceClient
+	locate sandboxv1.LocatorServiceClient
+	keys   sandboxv1.KeyServiceClient
+	store  *postgres.Store
+	stop   func()
+}
+
+func (m *mesh) store(owner string, lease time.Duration) *postgres.Store {
+	m.t.Helper()
+	s, err := postgres.Open(m.t.Context(), postgres.Config{DSN: m.dsn, MaxConns: 8}, owner, lease, slog.New(slog.DiscardHandler))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(s.Close)
+	return s
+}
+
+func (m *mesh) replica(owner string) *replica {
+	m.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		log = slog.New(slog.NewTextHandler(m.t.Output(), nil)).With("replica", owner)
+	}
+	store := m.store(owner, testTiming.Lease)
+	sched := peers.NewScheduler(m.peers)
+	svc := sandbox.New(sandbox.Config{
+		Store: store, Hosts: peers.NewHosts(m.dial, sched), Scheduler: sched, Snapshots: peers.NewSnapshots(m.peers),
+		Images: []sandbox.Image{{Name: "base", DiskMB: 8192}, {Name: "tiny", DiskMB: 512}}, Log: log, Owner: owner, Timing: testTiming,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); svc.Run(ctx) }()
+	stop := sync.OnceFunc(func() { cancel(); <-done })
+	m.t.Cleanup(stop)
+	conn, err := m.dial(serve(m.t, func(s *grpc.Server) {
+		rpc.Register(s, rpc.Config{
+			Service: svc, Keys: sandbox.NewKeys(store), Log: log,
+			Tenant: func(ctx context.Context) string { return incoming(ctx, "covey-tenant") },
+			Admin:  func(ctx context.Context) bool { return incoming(ctx, "covey-scopes") == "admin" },
+		})
+	}))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return &replica{
+		SandboxServiceClient: sandboxv1.NewSandboxServiceClient(conn), locate: sandboxv1.NewLocatorServiceClient(conn),
+		keys: sandboxv1.NewKeyServiceClient(conn), store: store, stop: stop,
+	}
+}
+
+func incoming(ctx context.Context, key string) string {
+	return strings.Join(metadata.ValueFromIncomingContext(ctx, key), "")
+}
+
+// as is a context of a tenant, with a deadline so that a test that hangs says where.
+func as(t *testing.T, tenant string) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return metadata.AppendToOutgoingContext(ctx, "covey-tenant", tenant)
+}
+
+func (m *mesh) host(id string) *fakeHost {
+	m.t.Helper()
+	for _, h := range []*fakeHost{m.a, m.b} {
+		if h.id == id {
+			return h
+		}
+	}
+	m.t.Fatalf("no host %q", id)
+	return nil
+}
+
+// create makes a running sandbox of tenant acme.
+func (r *replica) create(t *testing.T, q *sandboxv1.CreateSandboxRequest) *sandboxv1.Sandbox {
+	t.Helper()
+	resp, err := r.CreateSandbox(as(t, "acme"), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.GetSandbox().GetState() != sandboxv1.State_STATE_RUNNING {
+		t.Fatalf("created sandbox is %s", resp.GetSandbox().GetState())
+	}
+	return resp.GetSandbox()
+}
+
+func (r *replica) get(t *testing.T, id string) *sandboxv1.Sandbox {
+	t.Helper()
+	resp, err := r.GetSandbox(as(t, "acme"), &sandboxv1.GetSandboxRequest{SandboxId: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.GetSandbox()
+}
+
+func (r *replica) pause(t *testing.T, id string) *sandboxv1.Sandbox {
+	t.Helper()
+	resp, err := r.PauseSandbox(as(t, "acme"), &sandboxv1.PauseSandboxRequest{SandboxId: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.GetSandbox()
+}
+
+// becomes waits for a state and returns the sandbox in it.
+func (r *replica) becomes(t *testing.T, within time.Duration, id string, want sandboxv1.State) *sandboxv1.Sandbox {
+	t.Helper()
+	var sb *sandboxv1.Sandbox
+	eventually(t, within, fmt.Sprintf("%s becomes %s", id, want), func() bool {
+		sb = r.get(t, id)
+		return sb.GetState() == want
+	})
+	return sb
+}
+
+// wantError checks code and reason, and that the message has all of the words.
+func wantError(t *testing.T, err error, code codes.Code, reason string, words ...string) {
+	t.Helper()
+	st := status.Convert(err)
+	var info *errdetails.ErrorInfo
+	for _, d := range st.Details() {
+		if i, ok := d.(*errdetails.ErrorInfo); ok {
+			info = i
+		}
+	}
+	if st.Code() != code || info.GetReason() != reason || info.GetDomain() != "covey.dev" {
+		t.Fatalf("error is %s %s %q, want %s %s", st.Code(), info.GetReason(), st.Message(), code, reason)
+	}
+	if i := slices.IndexFunc(words, func(w string) bool { return !strings.Contains(st.Message(), w) }); i >= 0 {
+		t.Fatalf("error %q does not say %q", st.Message(), words[i])
+	}
+}
