@@ -31,6 +31,7 @@ func (s *Service) Delete(ctx context.Context, tenant, id, requestID string) (San
 func (s *Service) beginStop(sb *Sandbox, w Work) error {
 	w.HomeHostID = sb.Work.HomeHostID
 	w.SnapshotID = sb.Work.SnapshotID
+	w.Saved = sb.State == Paused
 	return sb.begin(Stopping, w, s.owner)
 }
 
@@ -41,7 +42,7 @@ func (s *Service) performStop(ctx context.Context, sb Sandbox) Outcome {
 		// A pause that was not waited for any longer may have made its snapshot.
 		chores = append(chores, Chore{Kind: DropSnapshot, SandboxID: sb.ID, SnapshotID: sb.Work.SnapshotID, HostID: sb.HostID})
 	}
-	if sb.HostID != "" {
+	if sb.HostID != "" && !sb.Work.Saved {
 		if err := s.hosts.Destroy(ctx, sb.HostID, sb.ID); err != nil {
 			if s.gone(ctx) != nil {
 				return Outcome{Err: s.gone(ctx)}

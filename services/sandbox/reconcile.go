@@ -13,7 +13,6 @@ const (
 	stuckBatch   = 100
 	durableBatch = 50
 	expiredBatch = 50
-	expireGrace  = 10 * time.Second
 	pruneEvery   = 10 * time.Minute
 )
 
@@ -167,7 +166,7 @@ func (r *reconciler) giveUpHosts(ctx context.Context, alive map[string]bool) err
 
 // expire ends sandboxes whose lifetime is over and whose host has not done so.
 func (r *reconciler) expire(ctx context.Context) error {
-	rows, err := r.s.store.Expired(ctx, expireGrace, expiredBatch)
+	rows, err := r.s.store.Expired(ctx, r.s.timing.ExpireGrace, expiredBatch)
 	if err != nil {
 		return err
 	}
@@ -175,7 +174,7 @@ func (r *reconciler) expire(ctx context.Context) error {
 		if sb.State == Pausing {
 			continue
 		}
-		old := sb.Work.ID
+		old := sb
 		work := Work{ID: newID(""), Op: OpDelete, Reason: fmt.Sprintf("its lifetime of %d s was over", sb.MaxLifetimeSec)}
 		if err := r.s.beginStop(&sb, work); err != nil {
 			return err
@@ -187,7 +186,7 @@ func (r *reconciler) expire(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.s.evict(old)
+		r.s.evictFrom(old)
 		r.s.run(ctx, now)
 	}
 	return nil

@@ -173,6 +173,8 @@ type Work struct {
 	Refused []string `json:",omitempty"`
 	// HomeHostID is the host that a resuming sandbox was paused on.
 	HomeHostID string `json:",omitempty"`
+	// Saved tells that a sandbox being stopped was paused and has no VM.
+	Saved bool `json:",omitempty"`
 	// Reason is why a sandbox is being stopped, where no user asked for it.
 	Reason string `json:",omitempty"`
 }

@@ -11,19 +11,21 @@ import (
 // Timing are the service's times; zero values mean the defaults.
 type Timing struct {
 	// Lease of a worker on its rows; renewed three times as often. Default 15 s.
-	Lease time.Duration
+	Lease time.Duration `yaml:"lease"`
 	// Work is the longest that one piece of work may take. Default 5 min.
-	Work time.Duration
+	Work time.Duration `yaml:"work"`
 	// Reconcile is how often hosts are compared with the database. Default 5 s.
-	Reconcile time.Duration
+	Reconcile time.Duration `yaml:"reconcile"`
 	// UnknownGrace is how long a VM that no row accounts for is left alone. Default 30 s.
-	UnknownGrace time.Duration
+	UnknownGrace time.Duration `yaml:"unknown_grace"`
 	// HostLost is how long a host may be gone before its sandboxes count as lost with it. Default 5 min.
-	HostLost time.Duration
+	HostLost time.Duration `yaml:"host_lost"`
 	// DeleteWait is how long a deletion waits for a pause under way. Default 60 s.
-	DeleteWait time.Duration
+	DeleteWait time.Duration `yaml:"delete_wait"`
 	// Unreachable is how long a pause is tried again while its host is out of reach. Default 30 s.
-	Unreachable time.Duration
+	Unreachable time.Duration `yaml:"unreachable"`
+	// ExpireGrace is how long after the end of a sandbox's lifetime its host is left to end it. Default 10 s.
+	ExpireGrace time.Duration `yaml:"expire_grace"`
 }
 
 func (t Timing) withDefaults() Timing {
@@ -33,7 +35,7 @@ func (t Timing) withDefaults() Timing {
 	}{
 		{&t.Lease, 15 * time.Second}, {&t.Work, 5 * time.Minute}, {&t.Reconcile, 5 * time.Second},
 		{&t.UnknownGrace, 30 * time.Second}, {&t.HostLost, 5 * time.Minute}, {&t.DeleteWait, time.Minute},
-		{&t.Unreachable, 30 * time.Second},
+		{&t.Unreachable, 30 * time.Second}, {&t.ExpireGrace, 10 * time.Second},
 	} {
 		if *d.v == 0 {
 			*d.v = d.d
@@ -53,6 +55,8 @@ type Config struct {
 	// Owner names this replica in leases; the same as the store's.
 	Owner  string
 	Timing Timing
+	// Tenant gives a context to the tenant whose work is taken up, for whoever is called; may be nil.
+	Tenant func(ctx context.Context, tenant string) context.Context
 }
 
 // Service is the control plane. Run must be running for leases to be renewed and for hosts to be watched.
@@ -65,6 +69,7 @@ type Service struct {
 	log       *slog.Logger
 	owner     string
 	timing    Timing
+	tenant    func(context.Context, string) context.Context
 
 	// chores wakes the one who does them; capacity 1, never closed.
 	chores chan struct{}
@@ -77,9 +82,12 @@ type Service struct {
 
 // New makes the service; it does nothing by itself before Run.
 func New(c Config) *Service {
+	if c.Tenant == nil {
+		c.Tenant = func(ctx context.Context, _ string) context.Context { return ctx }
+	}
 	return &Service{
 		store: c.Store, hosts: c.Hosts, scheduler: c.Scheduler, snapshots: c.Snapshots, images: c.Images,
-		log: c.Log, owner: c.Owner, timing: c.Timing.withDefaults(),
+		log: c.Log, owner: c.Owner, timing: c.Timing.withDefaults(), tenant: c.Tenant,
 		chores: make(chan struct{}, 1), jobs: map[string]*job{},
 	}
 }
@@ -144,6 +152,9 @@ func (s *Service) launch(ctx context.Context, workID string, ids []string, do fu
 		close(j.done)
 		return j
 	}
+	if old := s.jobs[workID]; old != nil {
+		old.cancel(errLost) // It lost its lease, or the work would not be begun again.
+	}
 	s.jobs[workID] = j
 	s.wg.Go(func() {
 		defer cancel(nil)
@@ -151,7 +162,9 @@ func (s *Service) launch(ctx context.Context, workID string, ids []string, do fu
 		defer stop()
 		j.outcome = do(ctx)
 		s.mu.Lock()
-		delete(s.jobs, workID)
+		if s.jobs[workID] == j {
+			delete(s.jobs, workID)
+		}
 		s.mu.Unlock()
 		if errors.Is(context.Cause(ctx), errShutdown) {
 			s.giveUp(ctx, workID)
@@ -192,10 +205,17 @@ func (s *Service) job(workID string) *job {
 	return s.jobs[workID]
 }
 
-// evict ends a local job whose row was taken from it.
+// evict ends a local job whose rows were taken from it.
 func (s *Service) evict(workID string) {
 	if j := s.job(workID); j != nil {
 		j.cancel(errLost)
+	}
+}
+
+// evictFrom ends the local job of a row that was taken over. A fork's is left to find out by itself: it has other rows to end.
+func (s *Service) evictFrom(sb Sandbox) {
+	if sb.State.Working() && sb.Work.Op != OpFork {
+		s.evict(sb.Work.ID)
 	}
 }
 

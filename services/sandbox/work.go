@@ -36,7 +36,7 @@ func (s *Service) run(ctx context.Context, rows []Sandbox) *job {
 	for i, r := range rows {
 		ids[i] = r.ID
 	}
-	return s.launch(ctx, rows[0].Work.ID, ids, func(ctx context.Context) Outcome { return s.perform(ctx, rows) })
+	return s.launch(s.tenant(ctx, rows[0].Tenant), rows[0].Work.ID, ids, func(ctx context.Context) Outcome { return s.perform(ctx, rows) })
 }
 
 // conclude makes the last change of work: rows are as they should become, cause is how the work failed or nil.
@@ -153,9 +153,7 @@ func (s *Service) do(ctx context.Context, o operation) (Sandbox, error) {
 		if err != nil {
 			return Sandbox{}, err
 		}
-		if sb.State.Working() {
-			s.evict(sb.Work.ID)
-		}
+		s.evictFrom(sb)
 		out, err := s.run(ctx, rows).wait(ctx)
 		return first(out), err
 	}

@@ -28,7 +28,9 @@ type Hosts struct {
 var _ sandbox.Hosts = (*Hosts)(nil)
 
 // NewHosts speaks to host agents, which the scheduler knows.
-func NewHosts(dial Dial, scheduler *Scheduler) *Hosts { return &Hosts{dial: dial, scheduler: scheduler} }
+func NewHosts(dial Dial, scheduler *Scheduler) *Hosts {
+	return &Hosts{dial: dial, scheduler: scheduler}
+}
 
 // call finds a host's client and calls it.
 func call[R any](ctx context.Context, h *Hosts, hostID string, do func(hostv1.HostServiceClient) (R, error)) (R, error) {

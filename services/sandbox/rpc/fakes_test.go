@@ -135,6 +135,7 @@ func (h *fakeHost) StartSandbox(_ context.Context, r *hostv1.StartSandboxRequest
 		}
 	}
 	sb, receipt := h.start(id, r.GetSpec().GetKind(), r.GetRestoreId(), r.GetSpec().GetSnapshotId())
+	h.called("up", id)
 	return &hostv1.StartSandboxResponse{Sandbox: sb, Receipt: receipt}, nil
 }
 

@@ -42,6 +42,7 @@ func TestMain(m *testing.M) {
 var testTiming = sandbox.Timing{
 	Lease: 600 * time.Millisecond, Reconcile: 150 * time.Millisecond, UnknownGrace: 300 * time.Millisecond,
 	HostLost: 400 * time.Millisecond, DeleteWait: 5 * time.Second, Unreachable: 300 * time.Millisecond,
+	ExpireGrace: time.Millisecond,
 }
 
 // mesh is a database and fakes of what sandboxd speaks to, all over real gRPC on loopback.

@@ -109,14 +109,10 @@ func TestALifetimeEndsAPausedSandboxToo(t *testing.T) {
 	r := m.replica("one")
 	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny", MaxLifetimeSec: 1})
 	r.pause(t, sb.GetId())
-	expired, err := r.store.Expired(t.Context(), 0, 10)
-	if err != nil {
-		t.Fatal(err)
+	got := r.becomes(t, 5*time.Second, sb.GetId(), stStopped)
+	if got.GetReason() != "its lifetime of 1 s was over" {
+		t.Fatalf("reason: %q", got.GetReason())
 	}
-	eventually(t, 5*time.Second, "its time is over", func() bool {
-		expired, err = r.store.Expired(t.Context(), 0, 10)
-		return err == nil && len(expired) == 1
-	})
 }
 
 // stuck makes what a replica leaves that died in the middle: rows with a lease that nobody renews, and the request.

@@ -1,0 +1,259 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/coveyhq/covey/services/sandbox"
+	"github.com/coveyhq/covey/services/sandbox/pgtest"
+	"github.com/coveyhq/covey/services/sandbox/postgres"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+func open(t *testing.T, dsn, owner string, lease time.Duration) *postgres.Store {
+	t.Helper()
+	s, err := postgres.Open(t.Context(), postgres.Config{DSN: dsn}, owner, lease, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func migrated(t *testing.T) string {
+	t.Helper()
+	dsn := pgtest.Database(t)
+	if err := postgres.Migrate(t.Context(), dsn); err != nil {
+		t.Fatal(err)
+	}
+	return dsn
+}
+
+func insert(t *testing.T, s *postgres.Store, sb sandbox.Sandbox) sandbox.Sandbox {
+	t.Helper()
+	sb.Tenant = "acme"
+	rows, err := s.Apply(t.Context(), sandbox.Change{Insert: []sandbox.Sandbox{sb}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows[0]
+}
+
+func TestReplicasThatStartAtOnceMigrateOnce(t *testing.T) {
+	dsn := pgtest.Database(t)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if err := postgres.Migrate(t.Context(), dsn); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestOfConcurrentChangesOfOneVersionExactlyOneWins(t *testing.T) {
+	s := open(t, migrated(t), "o", time.Minute)
+	sb := insert(t, s, sandbox.Sandbox{ID: "sb_1", State: sandbox.Running})
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	won := 0
+	for i := range 16 {
+		wg.Go(func() {
+			mine := sb
+			mine.Reason = fmt.Sprint(i)
+			_, err := s.Apply(t.Context(), sandbox.Change{Update: []sandbox.Sandbox{mine}})
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				won++
+			case !errors.Is(err, sandbox.ErrConflict):
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if now, err := s.Get(t.Context(), "acme", sb.ID); err != nil || won != 1 || now.Version != 2 {
+		t.Fatalf("%d won, version %d, %v", won, now.Version, err)
+	}
+}
+
+func TestAChangeHappensWholeOrNotAtAll(t *testing.T) {
+	s := open(t, migrated(t), "o", time.Minute)
+	sb := insert(t, s, sandbox.Sandbox{ID: "sb_1", State: sandbox.Running})
+	stale := sb
+	stale.Version++
+	_, err := s.Apply(t.Context(), sandbox.Change{
+		Begin:  &sandbox.Request{Tenant: "acme", ID: "r", Method: "m", Hash: []byte{1}, WorkID: "w", SandboxIDs: []string{"sb_2"}},
+		Insert: []sandbox.Sandbox{{ID: "sb_2", Tenant: "acme", State: sandbox.Pending}}, Update: []sandbox.Sandbox{stale},
+		Chores: []sandbox.Chore{{Kind: sandbox.DestroyVM}},
+	})
+	if !errors.Is(err, sandbox.ErrConflict) {
+		t.Fatal(err)
+	}
+	_, errSandbox := s.Get(t.Context(), "acme", "sb_2")
+	_, errRequest := s.Request(t.Context(), "acme", "r")
+	chores, errChores := s.Chores(t.Context(), 10)
+	if !errors.Is(errSandbox, sandbox.NotFound) || !errors.Is(errRequest, sandbox.NotFound) || errChores != nil || len(chores) != 0 {
+		t.Fatalf("left: %v, %v, %v, %v", errSandbox, errRequest, chores, errChores)
+	}
+	_, err = s.Apply(t.Context(), sandbox.Change{Require: []sandbox.Sandbox{stale}})
+	if !errors.Is(err, sandbox.ErrConflict) {
+		t.Fatalf("a stale requirement: %v", err)
+	}
+}
+
+func TestARowIsReadBackAsItWasWritten(t *testing.T) {
+	s := open(t, migrated(t), "o", time.Minute)
+	want := sandbox.Sandbox{
+		ID: "sb_1", State: sandbox.Pending, Metadata: map[string]string{"k": "v"}, HostID: "h", SourceSnapshotID: "snap_s", LeaseOwner: "o",
+		Spec: sandbox.Spec{
+			Template: "t", SnapshotID: "snap_s", Kind: sandbox.Spawn, ParentID: "sb_0", VCPUs: 2, MemoryMB: 3, DiskMB: 4, TimeoutSec: 5, MaxLifetimeSec: 60,
+			Env: sandbox.Env{"A": "1"}, Network: sandbox.Network{Disabled: true, AllowCIDRs: []string{"10.0.0.0/8"}}, AutoResume: true,
+			RestorePolicy: sandbox.DiskOnly, HostLabels: map[string]string{"z": "1"}, VMM: "qemu", CPUFeatures: []string{"avx"},
+		},
+		Work: sandbox.Work{ID: "w", Op: sandbox.OpCreate, RequestID: "r", Refused: []string{"a"}, Placed: true},
+	}
+	got := insert(t, s, want)
+	if got.ExpireTime.Sub(got.CreateTime) != time.Minute {
+		t.Fatalf("expires %s after %s", got.ExpireTime, got.CreateTime)
+	}
+	want.Tenant, want.Version = "acme", 1
+	want.CreateTime, want.StateTime, want.LastActiveTime, want.ExpireTime = got.CreateTime, got.StateTime, got.LastActiveTime, got.ExpireTime
+	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
+		t.Fatalf("read\n%+v\nwrote\n%+v", got, want)
+	}
+}
+
+// TestEventsAreNumberedWithoutGapsInTheOrderInWhichTheyShow follows a tenant's events while many writers commit: what was read
+// up to a number is never added to afterwards.
+func TestEventsAreNumberedWithoutGapsInTheOrderInWhichTheyShow(t *testing.T) {
+	s := open(t, migrated(t), "o", time.Minute)
+	const writers, each = 8, 25
+	wake, stop := s.Subscribe("acme", "")
+	defer stop()
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				_, err := s.Apply(context.Background(), sandbox.Change{Insert: []sandbox.Sandbox{{ID: fmt.Sprintf("sb_%d_%d", w, i), Tenant: "acme", State: sandbox.Running}}})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	var last int64
+	for end := time.After(20 * time.Second); last < writers*each; {
+		events, err := s.Events(t.Context(), "acme", "", last, 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range events {
+			if e.Seq != last+1 {
+				t.Fatalf("event %d follows %d", e.Seq, last)
+			}
+			last = e.Seq
+		}
+		if len(events) > 0 {
+			continue
+		}
+		select {
+		case <-wake:
+		case <-end:
+			t.Fatalf("no wake-up after event %d", last)
+		}
+	}
+	wg.Wait()
+}
+
+func TestWatchersAreWokenAgainAfterTheirConnectionBroke(t *testing.T) {
+	dsn := migrated(t)
+	s := open(t, dsn, "o", time.Minute)
+	wake, stop := s.Subscribe("acme", "sb_1")
+	defer stop()
+	c, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(context.Background())
+	if _, err := c.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"the broken connection", "a change after it"} {
+		select {
+		case <-wake:
+		case <-time.After(5 * time.Second):
+			t.Fatalf("no wake-up for %s", what)
+		}
+		if what == "the broken connection" {
+			insert(t, s, sandbox.Sandbox{ID: "sb_1", State: sandbox.Running})
+		}
+	}
+}
+
+func TestStuckRowsGoToOneReplicaEach(t *testing.T) {
+	dsn := migrated(t)
+	dead := open(t, dsn, "dead", time.Millisecond)
+	for i := range 20 {
+		insert(t, dead, sandbox.Sandbox{ID: fmt.Sprintf("sb_%02d", i), State: sandbox.Starting, LeaseOwner: "dead", Work: sandbox.Work{ID: fmt.Sprint("w", i/2)}})
+	}
+	live := open(t, dsn, "live", time.Minute)
+	held := insert(t, live, sandbox.Sandbox{ID: "sb_held", State: sandbox.Starting, LeaseOwner: "live", Work: sandbox.Work{ID: "held"}})
+	got := make([][]sandbox.Sandbox, 4)
+	var wg sync.WaitGroup
+	for i := range got {
+		s := open(t, dsn, fmt.Sprint("replica", i), time.Minute)
+		wg.Go(func() {
+			var err error
+			if got[i], err = s.ClaimStuck(t.Context(), 4); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	seen := map[string]int{}
+	for i, rows := range got {
+		for _, sb := range rows {
+			seen[sb.Work.ID]++
+			if sb.Version != 2 || sb.LeaseOwner != fmt.Sprint("replica", i) || sb.ID == held.ID {
+				t.Errorf("replica %d got %+v", i, sb)
+			}
+		}
+	}
+	for w, n := range seen {
+		if n > 1 {
+			t.Errorf("work %s went to %d replicas", w, n)
+		}
+	}
+	if len(seen) == 0 {
+		t.Error("nobody got anything")
+	}
+}
+
+func TestAChoreIsHandedOutOnceUntilItIsDueAgain(t *testing.T) {
+	s := open(t, migrated(t), "o", time.Minute)
+	if _, err := s.Apply(t.Context(), sandbox.Change{Chores: []sandbox.Chore{{Kind: sandbox.DropSnapshot, SnapshotID: "snap_1", HostID: "h"}}}); err != nil {
+		t.Fatal(err)
+	}
+	chores, err := s.Chores(t.Context(), 10)
+	if err != nil || len(chores) != 1 || chores[0].SnapshotID != "snap_1" || chores[0].Attempts != 1 {
+		t.Fatalf("%+v, %v", chores, err)
+	}
+	if again, err := s.Chores(t.Context(), 10); err != nil || len(again) != 0 {
+		t.Fatalf("handed out twice: %+v, %v", again, err)
+	}
+	if err := s.ChoreDone(t.Context(), chores[0].ID); err != nil {
+		t.Fatal(err)
+	}
+}
