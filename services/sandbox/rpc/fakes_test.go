@@ -23,7 +23,7 @@ import (
 )
 
 // serve runs a gRPC server on loopback until the test ends.
-func serve(t *testing.T, register func(*grpc.Server)) string {
+func serve(t testing.TB, register func(*grpc.Server)) string {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -43,19 +43,20 @@ type fakeHost struct {
 	id, addr string
 	registry *fakeRegistry
 
-	mu       sync.Mutex // guards all below
-	here     map[string]*hostv1.HostSandbox
-	receipts map[string]*sandboxv1.RestoreReceipt
-	watchers map[chan *hostv1.HostSandbox]struct{}
-	calls    []string
-	onStart  func(*hostv1.StartSandboxRequest) error
-	onPause  func(*hostv1.PauseSandboxRequest) error
-	onFork   func(*hostv1.ForkSandboxRequest) error
+	mu         sync.Mutex // guards all below
+	here       map[string]*hostv1.HostSandbox
+	receipts   map[string]*sandboxv1.RestoreReceipt
+	watchers   map[chan *hostv1.HostSandbox]struct{}
+	calls      []string
+	onStart    func(*hostv1.StartSandboxRequest) error
+	onPause    func(*hostv1.PauseSandboxRequest) error
+	onFork     func(*hostv1.ForkSandboxRequest) error
+	onSnapshot func(*hostv1.SnapshotSandboxRequest) error
 	// down makes every call UNAVAILABLE.
 	down bool
 }
 
-func newFakeHost(t *testing.T, id string, reg *fakeRegistry) *fakeHost {
+func newFakeHost(t testing.TB, id string, reg *fakeRegistry) *fakeHost {
 	h := &fakeHost{
 		id: id, registry: reg, here: map[string]*hostv1.HostSandbox{}, receipts: map[string]*sandboxv1.RestoreReceipt{},
 		watchers: map[chan *hostv1.HostSandbox]struct{}{},
@@ -161,8 +162,13 @@ func (h *fakeHost) PauseSandbox(_ context.Context, r *hostv1.PauseSandboxRequest
 }
 
 func (h *fakeHost) SnapshotSandbox(_ context.Context, r *hostv1.SnapshotSandboxRequest) (*hostv1.SnapshotSandboxResponse, error) {
-	if err := h.called("snapshot", r.GetSandboxId()); err != nil {
+	if err := h.called("snapshot", r.GetSnapshotId()); err != nil {
 		return nil, err
+	}
+	if h.onSnapshot != nil {
+		if err := h.onSnapshot(r); err != nil {
+			return nil, err
+		}
 	}
 	return &hostv1.SnapshotSandboxResponse{Snapshot: h.registry.add(r.GetSnapshotId(), r.GetName(), h.id)}, nil
 }
@@ -393,7 +399,7 @@ func (r *fakeRegistry) has(id string) bool {
 }
 
 // eventually waits for what becomes true by others' doing.
-func eventually(t *testing.T, within time.Duration, what string, ok func() bool) {
+func eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

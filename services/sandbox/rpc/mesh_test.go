@@ -30,6 +30,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if dsn := os.Getenv(childDSN); dsn != "" {
+		fmt.Fprintln(os.Stderr, serveChild(dsn, os.Getenv(childPeers)))
+		os.Exit(1)
+	}
 	code := pgtest.Main(m)
 	if err := goleak.Find(); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)
@@ -47,16 +51,17 @@ var testTiming = sandbox.Timing{
 
 // mesh is a database and fakes of what sandboxd speaks to, all over real gRPC on loopback.
 type mesh struct {
-	t         *testing.T
+	t         testing.TB
 	dsn       string
 	scheduler *fakeScheduler
 	registry  *fakeRegistry
 	a, b      *fakeHost
 	dial      func(string) (*grpc.ClientConn, error)
+	peersAddr string
 	peers     *grpc.ClientConn
 }
 
-func newMesh(t *testing.T) *mesh {
+func newMesh(t testing.TB) *mesh {
 	t.Helper()
 	m := &mesh{t: t, dsn: pgtest.Database(t), registry: newFakeRegistry()}
 	m.scheduler = &fakeScheduler{lost: map[string]bool{}, held: map[string]string{}}
@@ -64,11 +69,12 @@ func newMesh(t *testing.T) *mesh {
 	m.scheduler.hosts = []*fakeHost{m.a, m.b}
 	m.dial = pooled(t)
 	var err error
-	m.peers, err = m.dial(serve(t, func(s *grpc.Server) {
+	m.peersAddr = serve(t, func(s *grpc.Server) {
 		schedulerv1.RegisterSchedulerServiceServer(s, m.scheduler)
 		schedulerv1.RegisterHostsServiceServer(s, m.scheduler)
 		snapshotv1.RegisterRegistryServiceServer(s, m.registry)
-	}))
+	})
+	m.peers, err = m.dial(m.peersAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +85,7 @@ func newMesh(t *testing.T) *mesh {
 }
 
 // pooled dials each address once and closes all at the test's end.
-func pooled(t *testing.T) func(string) (*grpc.ClientConn, error) {
+func pooled(t testing.TB) func(string) (*grpc.ClientConn, error) {
 	var mu sync.Mutex
 	conns := map[string]*grpc.ClientConn{}
 	t.Cleanup(func() {
@@ -127,30 +133,44 @@ func (m *mesh) replica(owner string) *replica {
 		log = slog.New(slog.NewTextHandler(m.t.Output(), nil)).With("replica", owner)
 	}
 	store := m.store(owner, testTiming.Lease)
-	sched := peers.NewScheduler(m.peers)
-	svc := sandbox.New(sandbox.Config{
-		Store: store, Hosts: peers.NewHosts(m.dial, sched), Scheduler: sched, Snapshots: peers.NewSnapshots(m.peers),
-		Images: []sandbox.Image{{Name: "base", DiskMB: 8192}, {Name: "tiny", DiskMB: 512}}, Log: log, Owner: owner, Timing: testTiming,
-	})
+	svc := newService(store, m.dial, m.peers, owner, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); svc.Run(ctx) }()
 	stop := sync.OnceFunc(func() { cancel(); <-done })
 	m.t.Cleanup(stop)
-	conn, err := m.dial(serve(m.t, func(s *grpc.Server) {
-		rpc.Register(s, rpc.Config{
-			Service: svc, Keys: sandbox.NewKeys(store), Log: log,
-			Tenant: func(ctx context.Context) string { return incoming(ctx, "covey-tenant") },
-			Admin:  func(ctx context.Context) bool { return incoming(ctx, "covey-scopes") == "admin" },
-		})
-	}))
+	r := m.client(serve(m.t, func(s *grpc.Server) { register(s, svc, store, log) }))
+	r.store, r.stop = store, stop
+	return r
+}
+
+// client calls a replica.
+func (m *mesh) client(addr string) *replica {
+	m.t.Helper()
+	conn, err := m.dial(addr)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	return &replica{
 		SandboxServiceClient: sandboxv1.NewSandboxServiceClient(conn), locate: sandboxv1.NewLocatorServiceClient(conn),
-		keys: sandboxv1.NewKeyServiceClient(conn), store: store, stop: stop,
+		keys: sandboxv1.NewKeyServiceClient(conn),
 	}
+}
+
+func newService(store *postgres.Store, dial peers.Dial, mesh *grpc.ClientConn, owner string, log *slog.Logger) *sandbox.Service {
+	sched := peers.NewScheduler(mesh)
+	return sandbox.New(sandbox.Config{
+		Store: store, Hosts: peers.NewHosts(dial, sched), Scheduler: sched, Snapshots: peers.NewSnapshots(mesh),
+		Images: []sandbox.Image{{Name: "base", DiskMB: 8192}, {Name: "tiny", DiskMB: 512}}, Log: log, Owner: owner, Timing: testTiming,
+	})
+}
+
+func register(s *grpc.Server, svc *sandbox.Service, store *postgres.Store, log *slog.Logger) {
+	rpc.Register(s, rpc.Config{
+		Service: svc, Keys: sandbox.NewKeys(store), Log: log,
+		Tenant: func(ctx context.Context) string { return incoming(ctx, "covey-tenant") },
+		Admin:  func(ctx context.Context) bool { return incoming(ctx, "covey-scopes") == "admin" },
+	})
 }
 
 func incoming(ctx context.Context, key string) string {
@@ -158,7 +178,7 @@ func incoming(ctx context.Context, key string) string {
 }
 
 // as is a context of a tenant, with a deadline so that a test that hangs says where.
-func as(t *testing.T, tenant string) context.Context {
+func as(t testing.TB, tenant string) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)
 	return metadata.AppendToOutgoingContext(ctx, "covey-tenant", tenant)
@@ -176,7 +196,7 @@ func (m *mesh) host(id string) *fakeHost {
 }
 
 // create makes a running sandbox of tenant acme.
-func (r *replica) create(t *testing.T, q *sandboxv1.CreateSandboxRequest) *sandboxv1.Sandbox {
+func (r *replica) create(t testing.TB, q *sandboxv1.CreateSandboxRequest) *sandboxv1.Sandbox {
 	t.Helper()
 	resp, err := r.CreateSandbox(as(t, "acme"), q)
 	if err != nil {
@@ -188,7 +208,7 @@ func (r *replica) create(t *testing.T, q *sandboxv1.CreateSandboxRequest) *sandb
 	return resp.GetSandbox()
 }
 
-func (r *replica) get(t *testing.T, id string) *sandboxv1.Sandbox {
+func (r *replica) get(t testing.TB, id string) *sandboxv1.Sandbox {
 	t.Helper()
 	resp, err := r.GetSandbox(as(t, "acme"), &sandboxv1.GetSandboxRequest{SandboxId: id})
 	if err != nil {
@@ -197,7 +217,7 @@ func (r *replica) get(t *testing.T, id string) *sandboxv1.Sandbox {
 	return resp.GetSandbox()
 }
 
-func (r *replica) pause(t *testing.T, id string) *sandboxv1.Sandbox {
+func (r *replica) pause(t testing.TB, id string) *sandboxv1.Sandbox {
 	t.Helper()
 	resp, err := r.PauseSandbox(as(t, "acme"), &sandboxv1.PauseSandboxRequest{SandboxId: id})
 	if err != nil {
@@ -207,7 +227,7 @@ func (r *replica) pause(t *testing.T, id string) *sandboxv1.Sandbox {
 }
 
 // becomes waits for a state and returns the sandbox in it.
-func (r *replica) becomes(t *testing.T, within time.Duration, id string, want sandboxv1.State) *sandboxv1.Sandbox {
+func (r *replica) becomes(t testing.TB, within time.Duration, id string, want sandboxv1.State) *sandboxv1.Sandbox {
 	t.Helper()
 	var sb *sandboxv1.Sandbox
 	eventually(t, within, fmt.Sprintf("%s becomes %s", id, want), func() bool {
@@ -218,7 +238,7 @@ func (r *replica) becomes(t *testing.T, within time.Duration, id string, want sa
 }
 
 // wantError checks code and reason, and that the message has all of the words.
-func wantError(t *testing.T, err error, code codes.Code, reason string, words ...string) {
+func wantError(t testing.TB, err error, code codes.Code, reason string, words ...string) {
 	t.Helper()
 	st := status.Convert(err)
 	var info *errdetails.ErrorInfo

@@ -1,0 +1,172 @@
+package rpc_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	"github.com/coveyhq/covey/services/sandbox/postgres"
+)
+
+// A test binary with these in its environment is a replica, for tests that kill one.
+const (
+	childDSN   = "COVEY_TEST_REPLICA_DSN"
+	childPeers = "COVEY_TEST_REPLICA_PEERS"
+)
+
+// serveChild is a replica in a process of its own. It prints its address and ends only by being killed.
+func serveChild(dsn, peersAddr string) error {
+	ctx, log := context.Background(), slog.New(slog.NewTextHandler(os.Stderr, nil))
+	dial := func(addr string) (*grpc.ClientConn, error) {
+		return grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	}
+	mesh, err := dial(peersAddr)
+	if err != nil {
+		return err
+	}
+	owner := fmt.Sprintf("child-%d", os.Getpid())
+	store, err := postgres.Open(ctx, postgres.Config{DSN: dsn, MaxConns: 8}, owner, testTiming.Lease, log)
+	if err != nil {
+		return err
+	}
+	svc := newService(store, dial, mesh, owner, log)
+	go svc.Run(ctx)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	s := grpc.NewServer()
+	register(s, svc, store, log)
+	fmt.Println(lis.Addr())
+	return s.Serve(lis)
+}
+
+// child starts a replica in a process of its own, which kill ends as kill -9 does.
+func (m *mesh) child() (r *replica, kill func()) {
+	m.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childDSN+"="+m.dsn, childPeers+"="+m.peersAddr)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	killed := false
+	kill = func() {
+		if !killed {
+			killed = true
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+	}
+	m.t.Cleanup(kill)
+	addr, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		m.t.Fatal("replica did not start:", err)
+	}
+	return m.client(strings.TrimSpace(addr)), kill
+}
+
+func TestAReplicaKilledInTheMiddleOfACreationLosesNothing(t *testing.T) {
+	m := newMesh(t)
+	r, kill := m.child()
+	asked, goOn := make(chan string, 8), make(chan struct{})
+	slow := func(q *hostv1.StartSandboxRequest) error {
+		asked <- q.GetSpec().GetSandboxId()
+		<-goOn
+		return nil
+	}
+	m.a.onStart, m.b.onStart = slow, slow
+	q := &sandboxv1.CreateSandboxRequest{Template: "tiny", RequestId: "survives"}
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.CreateSandbox(as(t, "acme"), q)
+		failed <- err
+	}()
+	id := <-asked
+	kill()
+	if err := <-failed; err == nil {
+		t.Fatal("a killed replica answered")
+	}
+	other := m.replica("other")
+	// The same request, repeated to another replica while nobody does its work, is answered once the lease has ended.
+	answered := make(chan *sandboxv1.CreateSandboxResponse, 1)
+	go func() {
+		resp, err := other.CreateSandbox(as(t, "acme"), q)
+		if err != nil {
+			t.Error(err)
+		}
+		answered <- resp
+	}()
+	if again := <-asked; again != id {
+		t.Fatalf("took up %s", again)
+	}
+	close(goOn)
+	if resp := <-answered; resp.GetSandbox().GetId() != id || resp.GetSandbox().GetState() != stRunning {
+		t.Fatalf("answered %v", resp)
+	}
+	if sb := other.get(t, id); !m.host(sb.GetHostId()).running(id) {
+		t.Fatal("no host runs it")
+	}
+}
+
+func TestASnapshotRequestIsContinuedAfterItsReplicaWasKilled(t *testing.T) {
+	m := newMesh(t)
+	r, kill := m.child()
+	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	host := m.host(sb.GetHostId())
+	asked, goOn := make(chan struct{}), make(chan struct{})
+	first := true
+	host.set(func() {
+		host.onSnapshot = func(*hostv1.SnapshotSandboxRequest) error {
+			if first {
+				first = false
+				close(asked)
+				<-goOn
+			}
+			return nil
+		}
+	})
+	defer close(goOn)
+	q := &sandboxv1.CreateSnapshotRequest{SandboxId: sb.GetId(), Name: "golden", RequestId: "s"}
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.CreateSnapshot(as(t, "acme"), q)
+		failed <- err
+	}()
+	<-asked
+	kill()
+	<-failed
+	began := time.Now()
+	resp, err := m.replica("other").CreateSnapshot(as(t, "acme"), q)
+	if err != nil || resp.GetSnapshot().GetName() != "golden" {
+		t.Fatalf("repeated: %v, %v after %s", resp, err, time.Since(began))
+	}
+	host.mu.Lock()
+	defer host.mu.Unlock()
+	var ids []string
+	for _, c := range host.calls {
+		if id, is := strings.CutPrefix(c, "snapshot "); is {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) != 2 || ids[0] != ids[1] || ids[0] != resp.GetSnapshot().GetId() {
+		t.Fatalf("snapshots asked for: %v, answered %s", ids, resp.GetSnapshot().GetId())
+	}
+}
