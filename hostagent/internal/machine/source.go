@@ -1,0 +1,218 @@
+package machine
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// source finds what a start begins with: the snapshot that was named, the image, or the image's template, which is made if need be.
+func (h *Host) source(ctx context.Context, spec Spec) (source, error) {
+	if spec.SnapshotID != "" {
+		return h.snapshotSource(ctx, spec)
+	}
+	if spec.ColdBoot || !h.parts.Driver.Capabilities().LazyMemory {
+		return h.imageSource(ctx, spec, "")
+	}
+	base, err := h.template(ctx, spec)
+	if err != nil {
+		return source{}, err
+	}
+	return source{base: base, memory: true, kind: Spawn}, nil
+}
+
+func (h *Host) imageSource(ctx context.Context, spec Spec, fallback string) (source, error) {
+	base, err := h.parts.Snapshots.OpenImage(ctx, spec.Image)
+	if err != nil {
+		return source{}, err
+	}
+	if size := base.Manifest().DiskBytes; spec.DiskBytes() < size {
+		base.Release()
+		return source{}, &FieldError{"disk_mb", fmt.Sprintf("must be at least %d, the size of image %s, got %d", (size+1<<20-1)>>20, spec.Image, spec.DiskMB)}
+	}
+	return source{base: base, kind: ColdBoot, fallback: fallback}, nil
+}
+
+func (h *Host) snapshotSource(ctx context.Context, spec Spec) (source, error) {
+	base, err := h.parts.Snapshots.Open(ctx, spec.SnapshotID)
+	if err != nil {
+		return source{}, fmt.Errorf("snapshot %s: %w", spec.SnapshotID, err)
+	}
+	man := base.Manifest()
+	err = locked(spec, man)
+	if err == nil && spec.Policy != DiskOnly {
+		err = h.compatible(man)
+	}
+	restore := (*RestoreError)(nil)
+	switch {
+	case err == nil && spec.Policy == DiskOnly:
+		return source{base: base, kind: DiskBoot}, nil
+	case err == nil:
+		return source{base: base, memory: true, kind: spec.kind()}, nil
+	case errors.As(err, &restore) && spec.Policy == PreferMemory:
+		return source{base: base, kind: DiskBoot, fallback: restore.Error()}, nil
+	}
+	base.Release()
+	return source{}, err
+}
+
+// diskSource is the source after memory could not be restored: the disk of the same snapshot, or for a stock image its boot.
+func (h *Host) diskSource(ctx context.Context, spec Spec, why *RestoreError) (source, error) {
+	if spec.SnapshotID == "" {
+		return h.imageSource(ctx, spec, why.Error())
+	}
+	spec.Policy = DiskOnly
+	src, err := h.snapshotSource(ctx, spec)
+	src.fallback = why.Error()
+	return src, err
+}
+
+// locked refuses sizes that are not the snapshot's.
+func locked(spec Spec, man Manifest) error {
+	for _, f := range []struct {
+		name       string
+		has, asked int64
+	}{
+		{"vcpus", int64(man.VCPUs), int64(spec.VCPUs)},
+		{"memory_mb", man.MemoryBytes >> 20, spec.MemoryMB},
+		{"disk_mb", man.DiskBytes >> 20, spec.DiskMB},
+	} {
+		if f.has != f.asked {
+			return &LockedError{SnapshotID: man.ID, Field: f.name, Has: f.has, Asked: f.asked}
+		}
+	}
+	return nil
+}
+
+// compatible tells whether this host's VMM can load a state at all, before anything is made for it.
+func (h *Host) compatible(man Manifest) error {
+	caps := h.parts.Driver.Capabilities()
+	var problem string
+	switch {
+	case man.Driver != caps.Driver:
+		problem = fmt.Sprintf("it was saved by %s; this host runs %s", man.Driver, caps.Driver)
+	case man.Machine != caps.Machine:
+		problem = fmt.Sprintf("it belongs to machine model %s; this host has %s", man.Machine, caps.Machine)
+	case man.Accel != string(caps.Accel):
+		problem = fmt.Sprintf("it ran on %s; this host has %s", man.Accel, caps.Accel)
+	default:
+		return nil
+	}
+	return &RestoreError{SnapshotID: man.ID, Err: errors.New(problem)}
+}
+
+// templateJob is the making of one template; err may be read once done is closed.
+type templateJob struct {
+	done chan struct{}
+	err  error
+}
+
+// template pins the template of an image for the spec's sizes. The first that asks has it made, for all that ask meanwhile.
+func (h *Host) template(ctx context.Context, spec Spec) (Base, error) {
+	key, err := h.templateKey(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if slices.Contains(h.parts.Snapshots.Local(), key) {
+			base, err := h.parts.Snapshots.Open(ctx, key)
+			if err == nil || !errors.Is(err, ErrSnapshotNotFound) && !errors.Is(err, ErrDamaged) {
+				return base, err
+			}
+			h.log.Warn("template cannot be used and is made again", "snapshot_id", key, "image", spec.Image, "error", err)
+			if err := h.parts.Snapshots.Remove(ctx, key); err != nil {
+				return nil, err
+			}
+		}
+		job, err := h.makeTemplate(key, spec)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-job.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		if job.err != nil {
+			return nil, fmt.Errorf("first boot of image %s: %w", spec.Image, job.err)
+		}
+	}
+}
+
+// templateKey names a template by all that it depends on: image, kernel, VMM, sizes, and this host, as each makes its own.
+func (h *Host) templateKey(ctx context.Context, spec Spec) (string, error) {
+	src, err := h.imageSource(ctx, spec, "")
+	if err != nil {
+		return "", err
+	}
+	defer src.base.Release()
+	caps := h.parts.Driver.Capabilities()
+	sum := sha256.Sum256(fmt.Appendf(nil, "covey template 1\n%s\n%s\n%s\n%s %s %s %s\n%s\n%d %d %d\n", h.conf.ID, src.base.Manifest().ImageID,
+		h.conf.KernelID, caps.Driver, caps.Version, caps.Machine, caps.Accel, h.conf.Cmdline, spec.VCPUs, spec.MemoryMB, spec.DiskMB))
+	return "snap_" + idText([16]byte(sum[:16])), nil
+}
+
+// makeTemplate begins to make a template, or finds the job that does.
+func (h *Host) makeTemplate(key string, spec Spec) (*templateJob, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if job := h.templates[key]; job != nil {
+		return job, nil
+	}
+	job := &templateJob{done: make(chan struct{})}
+	if !h.spawn(func() {
+		defer close(job.done)
+		defer func() {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			delete(h.templates, key)
+		}()
+		job.err = h.firstBoot(key, spec)
+	}) {
+		return nil, ErrClosing
+	}
+	h.templates[key] = job
+	return job, nil
+}
+
+// firstBoot boots an image in a machine that nobody sees and keeps its state as a template. The machine takes no room of its own: who
+// waits for it has taken as much and has nothing yet. Its life is not that of a request: others wait for it too.
+func (h *Host) firstBoot(key string, spec Spec) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), h.conf.StartTime)
+	defer cancel()
+	ctx, span := h.span(ctx, "hostagent.template", key)
+	defer func() { span.end(err) }()
+	m := h.newMachine(Spec{
+		ID: newID("tpl_"), Image: spec.Image, VCPUs: spec.VCPUs, MemoryMB: spec.MemoryMB, DiskMB: spec.DiskMB,
+		ColdBoot: true, Network: Network{Disabled: true},
+	})
+	m.private = true
+	src, err := h.imageSource(ctx, spec, "")
+	if err != nil {
+		return err
+	}
+	w := newStopwatch(func(name string) func() { return h.phaseSpan(ctx, name) })
+	hold, _, err := m.assemble(ctx, w, src, "")
+	if err != nil {
+		return err
+	}
+	defer m.free(ctx, false)
+	m.hold = hold
+	if err := hold.guest.Warm(ctx); err != nil {
+		return fmt.Errorf("guestd: %w", err)
+	}
+	draft, _, _, err := m.capture(ctx, SnapshotRequest{ID: key, Kind: ImageSnapshot}, false)
+	if err != nil {
+		return err
+	}
+	man, stats, err := draft.Commit(ctx)
+	if err != nil {
+		return errors.Join(err, abort(ctx, draft))
+	}
+	_, total := w.stop()
+	h.log.Info("template made", "snapshot_id", key, "image", spec.Image, "vcpus", spec.VCPUs, "memory_mb", spec.MemoryMB, "disk_mb", spec.DiskMB,
+		"boot", total, "stored_bytes", stats.Stored, "manifest_bytes", man.StoredBytes)
+	return nil
+}
