@@ -127,6 +127,7 @@ func (s *Service) forkLive(ctx context.Context, rows []Sandbox) (Outcome, Change
 		ids[i] = r.ID
 	}
 	f, err := s.hosts.Fork(ctx, rows[0].HostID, rows[0].ParentID, rows[0].Work.SnapshotID, ids)
+	err = notThere(Sandbox{ID: rows[0].ParentID, HostID: rows[0].HostID}, err)
 	return Outcome{StoppedUsec: f.StoppedUsec}, Change{Receipts: f.Receipts}, err
 }
 

@@ -43,6 +43,10 @@ func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
 		err = now.become(Paused)
 	} else if reason := s.vanished(ctx, sb); reason != "" {
 		c.Chores = append(leftovers(sb), Chore{Kind: DropSnapshot, SandboxID: sb.ID, SnapshotID: sb.Work.SnapshotID, HostID: sb.HostID})
+		err = &Error{
+			Kind: Precondition, Reason: "SANDBOX_FAILED", Message: fmt.Sprintf("sandbox %s has failed: %s", sb.ID, reason),
+			Meta: map[string]string{"sandbox_id": sb.ID, "state": string(Failed)},
+		}
 		if e := now.end(Failed, reason); e != nil {
 			err = e
 		}

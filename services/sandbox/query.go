@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -97,7 +98,7 @@ func (s *Service) Ping(ctx context.Context, tenant, id string) (Sandbox, error) 
 	}
 	at, err := s.hosts.Ping(ctx, sb.HostID, id)
 	if err != nil {
-		return Sandbox{}, err
+		return Sandbox{}, notThere(sb, err)
 	}
 	if err := s.store.Touch(ctx, map[string]time.Time{id: at}); err != nil {
 		return Sandbox{}, err
@@ -129,6 +130,18 @@ func (s *Service) Receipt(ctx context.Context, tenant, id string) ([]byte, error
 		return b, err
 	}
 	return nil, &Error{Kind: NotFound, Reason: "NO_RECEIPT", Message: "sandbox " + id + " has not been started yet", Meta: map[string]string{"sandbox_id": id}}
+}
+
+// notThere is the error of a call to the host of a running sandbox. A host that does not know it is no reason to tell a
+// caller that there is no such sandbox: its state will follow within seconds.
+func notThere(sb Sandbox, err error) error {
+	if !errors.Is(err, NotFound) {
+		return err
+	}
+	return &Error{
+		Kind: Precondition, Reason: "SANDBOX_NOT_RUNNING", Message: fmt.Sprintf("sandbox %s is no longer on host %s", sb.ID, sb.HostID),
+		Meta: map[string]string{"sandbox_id": sb.ID, "host_id": sb.HostID},
+	}
 }
 
 // Location is where a sandbox runs.

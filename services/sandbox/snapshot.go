@@ -91,7 +91,8 @@ func (s *Service) performSnapshot(ctx context.Context, tenant string, r Snapshot
 	}
 	switch sb.State {
 	case Running:
-		return s.hosts.Snapshot(ctx, sb.HostID, sb.ID, id, r.Name, r.Metadata)
+		snap, err := s.hosts.Snapshot(ctx, sb.HostID, sb.ID, id, r.Name, r.Metadata)
+		return snap, notThere(sb, err)
 	case Paused:
 		if sb, err = s.awaitDurable(ctx, sb); err != nil {
 			return Snapshot{}, err

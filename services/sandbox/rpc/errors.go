@@ -5,17 +5,14 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"slices"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/protoadapt"
 
+	"github.com/coveyhq/covey/services/chassis/apierr"
 	"github.com/coveyhq/covey/services/sandbox"
 )
-
-// domain is that of all of Covey's errors.
-const domain = "covey.dev"
 
 var codeOf = map[sandbox.Kind]codes.Code{
 	sandbox.Invalid:         codes.InvalidArgument,
@@ -49,22 +46,12 @@ func toStatus(ctx context.Context, log *slog.Logger, err error) error {
 		log.ErrorContext(ctx, "request failed", "error", err)
 		e = &sandbox.Error{Kind: sandbox.Internal, Reason: "INTERNAL", Message: "internal error; see the log of sandboxd"}
 	}
-	message, meta := e.Message, maps.Clone(e.Meta)
 	if e.Field != "" {
-		if meta == nil {
-			meta = map[string]string{}
-		}
-		meta["field"] = e.Field
-		message = e.Field + ": " + message
+		return apierr.Field(e.Field, e.Message)
 	}
-	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: e.Reason, Domain: domain, Metadata: meta}}
-	if e.Field != "" {
-		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field, Description: e.Message}}})
+	var meta []string
+	for _, k := range slices.Sorted(maps.Keys(e.Meta)) {
+		meta = append(meta, k, e.Meta[k])
 	}
-	st, derr := status.New(codeOf[e.Kind], message).WithDetails(details...)
-	if derr != nil {
-		log.ErrorContext(ctx, "error details", "error", derr)
-		return status.Error(codeOf[e.Kind], message)
-	}
-	return st.Err()
+	return apierr.E(codeOf[e.Kind], e.Reason, e.Message, meta...)
 }

@@ -1,0 +1,224 @@
+// Package boot is the guest's init: it makes the root filesystem ready, starts guestd's server and reaps orphans.
+//
+// Chosen: PID 1 and the server are two processes of one binary. Rejected: one process for both, because PID 1 must wait
+// for any child (wait4(-1)), which would take exit codes away from the server's own commands, and because a server that
+// crashes could not be started again.
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Main never returns: when init cannot go on, the VM ends, and the console says why.
+func Main() {
+	if err := prepare(); err != nil {
+		say("boot failed: %v", err)
+		end()
+	}
+	supervise()
+}
+
+// say writes a line with the guest's uptime to the console.
+func say(format string, args ...any) {
+	up := 0.0
+	if b, err := os.ReadFile("/proc/uptime"); err == nil {
+		fmt.Sscan(string(b), &up)
+	}
+	fmt.Printf("covey-init %.2f %s\n", up, fmt.Sprintf(format, args...))
+}
+
+// end syncs and resets the machine, which ends the VM: VMMs run guests without reboot.
+func end() {
+	unix.Sync()
+	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	select {}
+}
+
+func prepare() error {
+	os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	if err := mountAll([]mount{
+		{"proc", "/proc", "proc", 0, ""}, {"sysfs", "/sys", "sysfs", 0, ""}, {"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
+	}); err != nil {
+		return err
+	}
+	if err := console(); err != nil {
+		return err
+	}
+	say("start")
+	if err := loadModules("/modules"); err != nil {
+		return err
+	}
+	if err := waitForDevice("/dev/vda", 10*time.Second); err != nil {
+		return err
+	}
+	// noinit_itable keeps the kernel from zeroing inode tables in the background, which would dirty the sandbox's disk;
+	// discard gives the space of removed files back to the host.
+	if err := unix.Mount("/dev/vda", "/root", "ext4", unix.MS_NOATIME, "noinit_itable,discard"); err != nil {
+		return fmt.Errorf("mount /dev/vda: %w", err)
+	}
+	if err := switchRoot(); err != nil {
+		return err
+	}
+	if err := grow("/dev/vda", "/"); err != nil {
+		say("the filesystem keeps its size: %v", err)
+	}
+	if err := mountAll([]mount{
+		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5"},
+		{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
+		{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+	}); err != nil {
+		return err
+	}
+	for link, to := range map[string]string{"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2"} {
+		if err := os.Symlink(to, link); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	if err := configureNetwork(); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	say("root filesystem and network are ready")
+	return nil
+}
+
+// console makes /dev/console init's output; without devtmpfs mounted by the kernel, init starts without one.
+func console() error {
+	fd, err := unix.Open("/dev/console", unix.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/console: %w", err)
+	}
+	for i := range 3 {
+		if err := unix.Dup2(fd, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type mount struct {
+	source, target, kind string
+	flags                uintptr
+	data                 string
+}
+
+func mountAll(list []mount) error {
+	for _, m := range list {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.source, m.target, m.kind, m.flags, m.data); err != nil && err != unix.EBUSY {
+			return fmt.Errorf("mount %s on %s: %w", m.kind, m.target, err)
+		}
+	}
+	return nil
+}
+
+// loadModules loads every module of a directory, in the order of their names.
+func loadModules(dir string) error {
+	names, err := filepath.Glob(filepath.Join(dir, "*.ko"))
+	if err != nil {
+		return err
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && err != unix.EEXIST {
+			return fmt.Errorf("load %s: %w", filepath.Base(name), err)
+		}
+		// Its memory is the guest's own.
+		os.Remove(name)
+	}
+	return nil
+}
+
+// waitForDevice waits for a device node. It polls: nothing runs yet that could tell.
+func waitForDevice(path string, limit time.Duration) error {
+	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		} else if time.Now().After(end) {
+			return fmt.Errorf("no disk: %s did not appear within %v", path, limit)
+		}
+	}
+}
+
+// switchRoot makes the disk, mounted on /root, the root. The initramfs stays behind it; of it only init's own binary
+// takes memory, and /proc/self/exe still finds that.
+func switchRoot() error {
+	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+		if err := os.MkdirAll("/root"+dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(dir, "/root"+dir, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s: %w", dir, err)
+		}
+	}
+	if err := os.Chdir("/root"); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("chroot: %w", err)
+	}
+	return os.Chdir("/")
+}
+
+// supervise runs the server for ever and reaps every orphan.
+func supervise() {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, unix.SIGTERM)
+	go func() {
+		<-stop
+		say("shutting down")
+		end()
+	}()
+	for delay := time.Duration(0); ; delay = min(delay+100*time.Millisecond, 2*time.Second) {
+		time.Sleep(delay)
+		began := time.Now()
+		p, err := os.StartProcess("/proc/self/exe", []string{"guestd", "serve"}, &os.ProcAttr{
+			Dir: "/", Env: os.Environ(), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		})
+		if err != nil {
+			say("cannot start guestd: %v", err)
+			continue
+		}
+		status := reapUntil(p.Pid)
+		say("guestd ended (%v); starting it again", status)
+		if time.Since(began) > 10*time.Second {
+			delay = 0
+		}
+	}
+}
+
+// reapUntil waits for any child until pid itself has ended, and returns how.
+func reapUntil(pid int) string {
+	for {
+		var ws unix.WaitStatus
+		got, err := unix.Wait4(-1, &ws, 0, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return err.Error()
+		case got == pid && ws.Signaled():
+			return "signal " + ws.Signal().String()
+		case got == pid:
+			return fmt.Sprintf("exit code %d", ws.ExitStatus())
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/coveyhq/covey/hostagent/internal/machine"
+	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/relay"
+)
+
+const execMethod = "/covey.guest.v1.ProcessService/Exec"
+
+// dataPlane tells the methods that are passed through to guestd.
+func dataPlane(method string) bool {
+	return strings.HasPrefix(method, "/covey.guest.v1.ProcessService/") || strings.HasPrefix(method, "/covey.guest.v1.FileService/")
+}
+
+// Conn is a guest that can be called; the Guests of this package make such.
+type Conn interface {
+	Conn() *grpc.ClientConn
+}
+
+// NewRelay passes the data plane through to the guests of the host that find returns. Each frame counts as activity.
+func NewRelay(find func() *machine.Host) *relay.Relay {
+	r := router{find: find}
+	return relay.New(dataPlane, r.resolve, relay.Hooks{OnFrame: r.touch})
+}
+
+// router finds guests. The host is asked for late, because the daemon's server is made before it.
+type router struct {
+	find func() *machine.Host
+}
+
+func (r router) touch(id, _ string) {
+	if m, err := r.find().Find(id); err == nil {
+		m.Touch()
+	}
+}
+
+func (r router) resolve(_ context.Context, method, id string, _ bool) (*grpc.ClientConn, func(), error) {
+	m, err := r.find().Find(id)
+	if err != nil {
+		return nil, nil, typed(id, err)
+	}
+	op := strings.ToLower(method[strings.LastIndexByte(method, '/')+1:])
+	g, err := m.Guest(op)
+	if err != nil {
+		return nil, nil, elsewhere(id, err)
+	}
+	c, ok := g.(Conn)
+	if !ok {
+		return nil, nil, apierr.E(codes.Internal, apierr.Internal, "the guest cannot be called", "sandbox_id", id)
+	}
+	end := m.Use()
+	return c.Conn(), func() {
+		if strings.HasPrefix(method, execMethod) {
+			m.ExecAnswered()
+		}
+		end()
+	}, nil
+}
+
+// elsewhere makes the answer for a tombstone: the sandbox may run on another host by now, and only sandboxd knows.
+func elsewhere(id string, err error) error {
+	if ill := (*machine.IllegalError)(nil); errors.As(err, &ill) && !ill.State.Held() {
+		return apierr.E(codes.NotFound, apierr.SandboxNotHere, ill.Error(), "sandbox_id", id, "state", string(ill.State), "reason", ill.Reason)
+	}
+	return typed(id, err)
+}

@@ -1,0 +1,24 @@
+// Package chassis is what every daemon of Covey shares: configuration, life cycle, gRPC server and clients, discovery in
+// Consul, identities, telemetry.
+//
+// A daemon is made in three steps, so that tests can start the real thing on port 0:
+//
+//	var cfg struct{ Chassis chassis.Config `yaml:"chassis"` }
+//	err := chassis.LoadConfig(path, &cfg)      // strict
+//	d, err := chassis.New(cfg.Chassis)         // validates; nothing listens yet
+//	schedulerv1.RegisterSchedulerServiceServer(d.Server(), impl)
+//	err = d.Run(ctx)                           // until ctx ends; drains, deregisters, releases everything
+//
+// A daemon that is never run is released by Close. Listen may be called before Run where the address must be known first.
+//
+// # What a call meets
+//
+// Server side, outermost first: OpenTelemetry, request id and tenant, log, error mapping, recovery, peer check (mTLS), auth
+// hook, default deadline, handler. Client side: tenant and request id, OpenTelemetry, retry, round robin over the passing instances.
+//
+// # Design
+//
+// Chosen: one Daemon value that owns all it made (goroutines, connections, telemetry) and waits for all of it at its end, with
+// providers of telemetry that belong to it. Rejected: process-wide providers and loggers, because two daemons in one test
+// process would then mix.
+package chassis

@@ -1,0 +1,62 @@
+package chassis
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+
+	"google.golang.org/grpc"
+
+	"github.com/coveyhq/covey/services/chassis/relay"
+)
+
+// Auth admits or refuses a call before its handler: it returns the context for the handler, perhaps with a tenant, or a status.
+// It is not asked about gRPC's health service.
+type Auth func(ctx context.Context, fullMethod string) (context.Context, error)
+
+type options struct {
+	hostID    string
+	auth      Auth
+	relay     *relay.Relay
+	public    bool
+	http      http.Handler
+	callers   []string
+	server    []grpc.ServerOption
+	log       *slog.Logger
+	logOutput io.Writer
+}
+
+// Option changes how a Daemon is made.
+type Option func(*options)
+
+// WithHostID names the host that the daemon stands for: its id in Consul becomes "<service>-<id>" with meta host_id, and traces carry host.id.
+func WithHostID(id string) Option { return func(o *options) { o.hostID = id } }
+
+// WithAuth asks a before every call.
+func WithAuth(a Auth) Option { return func(o *options) { o.auth = a } }
+
+// WithRelay passes calls of services that are not registered to r, which the daemon waits for at its end.
+func WithRelay(r *relay.Relay) Option { return func(o *options) { o.relay = r } }
+
+// WithPublic is for a daemon at the mesh's edge: the tenant in a call's metadata is not believed, and clients need no identity of the mesh.
+func WithPublic() Option { return func(o *options) { o.public = true } }
+
+// WithHTTP serves HTTP/1.1 on the gRPC port: a connection that opens with HTTP/2's preface is gRPC's, any other is h's.
+func WithHTTP(h http.Handler) Option { return func(o *options) { o.http = h } }
+
+// WithAllowedCallers lets only these services call, by their identities under mutual TLS. Default: every service of the mesh.
+func WithAllowedCallers(services ...string) Option {
+	return func(o *options) { o.callers = append(o.callers, services...) }
+}
+
+// WithServerOptions adds options to the gRPC server, after the chassis's own.
+func WithServerOptions(opts ...grpc.ServerOption) Option {
+	return func(o *options) { o.server = append(o.server, opts...) }
+}
+
+// WithLogger replaces the logger that the configuration describes.
+func WithLogger(l *slog.Logger) Option { return func(o *options) { o.log = l } }
+
+// WithLogOutput logs there instead of to standard error.
+func WithLogOutput(w io.Writer) Option { return func(o *options) { o.logOutput = w } }

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/tenant"
+	"github.com/coveyhq/covey/services/sandbox"
+	"github.com/coveyhq/covey/services/sandbox/peers"
+	"github.com/coveyhq/covey/services/sandbox/postgres"
+	"github.com/coveyhq/covey/services/sandbox/rpc"
+)
+
+// scopesKey is the metadata in which the gateway says what the caller's key may do, separated by commas.
+const scopesKey = "covey-scopes"
+
+// defaultLease is how long a replica's silence lasts until others take its work up.
+const defaultLease = 15 * time.Second
+
+// Main is one running sandboxd.
+type Main struct {
+	daemon  *chassis.Daemon
+	store   *postgres.Store
+	service *sandbox.Service
+}
+
+func migrateSchema(ctx context.Context, c Config) error {
+	if err := postgres.Migrate(ctx, c.Database.DSN); err != nil {
+		return fmt.Errorf("migrating the database: %w", err)
+	}
+	return nil
+}
+
+// newMain makes everything and listens to nothing yet. run must be called, which also releases it.
+func newMain(ctx context.Context, c Config) (_ *Main, err error) {
+	if c.Timing.Lease == 0 {
+		c.Timing.Lease = defaultLease
+	}
+	if err := migrateSchema(ctx, c); err != nil {
+		return nil, err
+	}
+	d, err := chassis.New(c.Chassis)
+	if err != nil {
+		return nil, err
+	}
+	m := &Main{daemon: d}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.close())
+		}
+	}()
+	owner := "sandboxd-" + ulid.Make().String()
+	if m.store, err = postgres.Open(ctx, c.Database, owner, c.Timing.Lease, d.Log()); err != nil {
+		return nil, err
+	}
+	keys := sandbox.NewKeys(m.store)
+	if err := bootstrap(ctx, m.store, keys, c.BootstrapAPIKeyFile); err != nil {
+		return nil, err
+	}
+	if m.service, err = newService(d, m.store, c, owner); err != nil {
+		return nil, err
+	}
+	rpc.Register(d.Server(), rpc.Config{Service: m.service, Keys: keys, Log: d.Log(), Tenant: tenant.From, Admin: isAdmin})
+	return m, nil
+}
+
+func newService(d *chassis.Daemon, store *postgres.Store, c Config, owner string) (*sandbox.Service, error) {
+	scheduler, err := d.Dial("covey-scheduler")
+	if err != nil {
+		return nil, err
+	}
+	snapshots, err := d.Dial("covey-snapshot")
+	if err != nil {
+		return nil, err
+	}
+	s := peers.NewScheduler(scheduler)
+	return sandbox.New(sandbox.Config{
+		Store: store, Hosts: peers.NewHosts(d.DialAddr, s), Scheduler: s, Snapshots: peers.NewSnapshots(snapshots),
+		Images: c.Images, Log: d.Log(), Owner: owner, Timing: c.Timing, Tenant: tenant.With,
+	}), nil
+}
+
+// isAdmin tells whether the gateway found the admin scope.
+func isAdmin(ctx context.Context) bool {
+	for _, v := range metadata.ValueFromIncomingContext(ctx, scopesKey) {
+		if slices.Contains(strings.Split(v, ","), sandbox.ScopeAdmin) {
+			return true
+		}
+	}
+	return false
+}
+
+// run serves until ctx ends. Calls are drained first, with their work going on; then the work is left to others.
+func (m *Main) run(ctx context.Context) error {
+	working, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- m.service.Run(working) }()
+	err := m.daemon.Run(ctx)
+	stop()
+	return errors.Join(err, <-done, m.close())
+}
+
+func (m *Main) close() error {
+	if m.store != nil {
+		m.store.Close()
+	}
+	return m.daemon.Close()
+}

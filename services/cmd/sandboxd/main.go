@@ -1,0 +1,56 @@
+// Command sandboxd is the control plane of sandboxes: their state in PostgreSQL, the work that moves them through it, and
+// the API keys.
+//
+//	sandboxd --config sandboxd.yaml           serve until a signal comes
+//	sandboxd migrate --config sandboxd.yaml   bring the database's schema up to date and end
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "sandboxd:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// run does what the arguments say.
+func run(ctx context.Context, args []string) error {
+	migrate := len(args) > 0 && args[0] == "migrate"
+	if migrate {
+		args = args[1:]
+	}
+	flags := flag.NewFlagSet("sandboxd", flag.ContinueOnError)
+	path := flags.String("config", "", "configuration file, YAML (required)")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if *path == "" || flags.NArg() > 0 {
+		return errors.New("usage: sandboxd [migrate] --config FILE")
+	}
+	conf, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	if migrate {
+		return migrateSchema(ctx, conf)
+	}
+	m, err := newMain(ctx, conf)
+	if err != nil {
+		return err
+	}
+	return m.run(ctx)
+}
