@@ -20,7 +20,7 @@ func writeConsulConfig(path, dataDir string, http, grpc, server, serf, dns int) 
 			"serf_lan": serf, "serf_wan": -1},
 		"connect":              map[string]any{"enabled": true},
 		"disable_update_check": true, "log_level": "warn", "enable_script_checks": false,
-		"performance": map[string]any{"raft_multiplier": 1},
+		"performance":   map[string]any{"raft_multiplier": 1},
 		"raft_logstore": map[string]any{"backend": "boltdb"},
 	}
 	b, err := json.MarshalIndent(conf, "", "  ")

@@ -8,9 +8,11 @@ func (s *starter) hostConfig(id string) map[string]any {
 		"chassis":    s.chassis("covey-host", "hostagentd-"+id, "127.0.0.1:0"),
 		"host_id":    id,
 		"state_dir":  s.path(id),
-		"memory_dir": "/dev/shm/covey" + filepath.Clean(s.o.Dir) + "-" + id,
+		"memory_dir": filepath.Join("/dev/shm/covey", s.o.Dir, id),
 		"artifacts":  s.t.Artifacts,
 		"capacity":   map[string]any{"vcpus": s.o.VCPUs, "memory_mb": s.o.MemoryMB, "disk_mb": 1 << 20, "slots": s.o.Slots},
 		"stop":       "destroy",
+		"labels":     map[string]string{"host": id},
+		"registry":   map[string]any{"enabled": true},
 	}
 }

@@ -108,11 +108,11 @@ func (s *starter) consul(ctx context.Context, _ func(string)) (string, error) {
 // chassis is the part of the configuration that all daemons have.
 func (s *starter) chassis(service, name, listen string) map[string]any {
 	return map[string]any{
-		"service": service,
-		"listen":  listen,
-		"consul":  map[string]any{"address": s.m.ConsulAddr},
-		"log":     map[string]any{"level": "info", "format": "json"},
-		"telemetry": map[string]any{"trace_file": s.path("traces", name+".jsonl")},
+		"service":        service,
+		"listen":         listen,
+		"consul":         map[string]any{"address": s.m.ConsulAddr},
+		"log":            map[string]any{"level": "info", "format": "json"},
+		"telemetry":      map[string]any{"trace_file": s.path("traces", name+".jsonl")},
 		"metrics_listen": "127.0.0.1:0",
 	}
 }

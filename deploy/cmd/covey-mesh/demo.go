@@ -1,5 +1,75 @@
 package main
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
 
-func demo(ctx context.Context, args []string) error { return nil }
+	"github.com/coveyhq/covey/deploy/demo"
+	"github.com/coveyhq/covey/deploy/mesh"
+)
+
+// demoParent is where the demo's mesh gets a directory of its own: short, because sockets' paths are.
+const demoParent = "/var/lib/covey"
+
+// runDemo starts a mesh, does the main job on it, takes it down, and looks whether anything is left.
+func runDemo(ctx context.Context, _ []string) (err error) {
+	began := time.Now()
+	t, p, err := prepare(ctx, false)
+	if err != nil {
+		return err
+	}
+	before := mesh.LookAround()
+	if err := os.MkdirAll(demoParent, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(demoParent, "demo-")
+	if err != nil {
+		return err
+	}
+	p.Title("Starting a mesh in %s", dir)
+	m, err := mesh.Up(ctx, t, mesh.Options{Dir: dir, Listen: "127.0.0.1:0", Progress: p})
+	if err == nil {
+		err = demo.Run(ctx, m, os.Stdout)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w\nwhat to do: the logs of this run are kept in %s", err, keepLogs(dir))
+	}
+	err = errors.Join(err, takeDown(context.WithoutCancel(ctx), p, m, dir, before))
+	if err == nil {
+		fmt.Printf("\nAll of that took %.0f s.\n", time.Since(began).Seconds())
+	}
+	return err
+}
+
+// takeDown ends the mesh and says what is left of it, which is an error.
+func takeDown(ctx context.Context, p *mesh.Progress, m *mesh.Mesh, dir string, before mesh.Traces) error {
+	p.Title("Taking it down")
+	return p.Run("mesh", func(func(string)) (string, error) {
+		if m == nil {
+			return "never started", os.RemoveAll(dir)
+		}
+		if err := m.Down(ctx); err != nil {
+			return "", err
+		}
+		if left := mesh.LookAround().Since(before); len(left) > 0 {
+			return "", fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+		}
+		return "no process, namespace, link, mount, cgroup or file is left", nil
+	})
+}
+
+// keepLogs moves the logs out of a directory that is about to be removed.
+func keepLogs(dir string) string {
+	kept, err := os.MkdirTemp("", "covey-demo-logs-")
+	if err != nil {
+		return dir
+	}
+	if err := os.CopyFS(kept, os.DirFS(dir+"/logs")); err != nil {
+		return dir + "/logs"
+	}
+	return kept
+}

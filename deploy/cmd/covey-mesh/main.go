@@ -19,7 +19,7 @@ import (
 )
 
 var commands = map[string]func(context.Context, []string) error{
-	"up": up, "down": down, "status": status, "demo": demo, "test": test, "generate": generate, "check": check,
+	"up": up, "down": down, "status": status, "demo": runDemo, "test": test, "generate": generate, "check": check,
 }
 
 func main() {
