@@ -17,7 +17,12 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(agentEnv); dir != "" {
+		beAgent(dir)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // memory is a base in memory; reads fail while broken is set.
 type memory struct {
