@@ -68,6 +68,9 @@ func unpackKernel(ctx context.Context, pkg, release, dir string) error {
 		return err
 	}
 	defer os.RemoveAll(filepath.Dir(deb))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
 	if _, err := run(ctx, "", "dpkg-deb", "-x", deb, filepath.Join(dir, "x")); err != nil {
 		return err
 	}
