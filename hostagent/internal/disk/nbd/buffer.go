@@ -26,10 +26,12 @@ func (p pool) get(n int) *[]byte {
 	panic("nbd: buffer larger than MaxRequest")
 }
 
+// put gives a buffer back, after which it is another's.
 func (p pool) put(b *[]byte) {
 	for i, size := range sizes {
 		if cap(*b) == size {
 			p[i].Put(b)
+			return
 		}
 	}
 }
