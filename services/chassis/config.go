@@ -111,7 +111,9 @@ func (c Config) withDefaults() Config {
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	var errs []error
-	bad := func(key, format string, args ...any) { errs = append(errs, fmt.Errorf("%s: "+format, append([]any{key}, args...)...)) }
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: "+format, append([]any{key}, args...)...))
+	}
 	if !serviceName.MatchString(c.Service) {
 		bad("service", "must be like \"covey-scheduler\", got %q", c.Service)
 	}

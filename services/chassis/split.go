@@ -1,0 +1,149 @@
+package chassis
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// preface is what every HTTP/2 connection opens with.
+	preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	// prefaceTime is how long a connection may take to show what it is.
+	prefaceTime = 10 * time.Second
+)
+
+// splitter gives the connections of one listener to two: those that open with HTTP/2's preface, and others.
+type splitter struct {
+	net.Listener
+	http1, http2 *branch
+	deciding     sync.WaitGroup
+
+	mu      sync.Mutex // guards pending
+	pending map[net.Conn]struct{}
+}
+
+func split(l net.Listener) *splitter {
+	s := &splitter{Listener: l, pending: map[net.Conn]struct{}{}}
+	s.http1, s.http2 = newBranch(l), newBranch(l)
+	return s
+}
+
+// run accepts until the listener is closed, and waits for what it started.
+func (s *splitter) run() {
+	for {
+		c, err := s.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			break
+		}
+		if err != nil {
+			continue // Of one connection, or too many open files: what accepts must go on.
+		}
+		s.mu.Lock()
+		s.pending[c] = struct{}{}
+		s.mu.Unlock()
+		s.deciding.Go(func() { s.decide(c) })
+	}
+	s.mu.Lock()
+	for c := range s.pending {
+		_ = c.Close()
+	}
+	s.mu.Unlock()
+	s.http1.end()
+	s.http2.end()
+	s.deciding.Wait()
+}
+
+// decide reads as much of a connection as it takes to tell what it is.
+func (s *splitter) decide(c net.Conn) {
+	defer func() {
+		s.mu.Lock()
+		delete(s.pending, c)
+		s.mu.Unlock()
+	}()
+	if c.SetReadDeadline(time.Now().Add(prefaceTime)) != nil {
+		_ = c.Close()
+		return
+	}
+	var head []byte
+	to := s.http2
+	for len(head) < len(preface) {
+		buf := make([]byte, len(preface)-len(head))
+		n, err := c.Read(buf)
+		head = append(head, buf[:n]...)
+		if !bytes.HasPrefix([]byte(preface), head) {
+			to = s.http1
+			break
+		}
+		if err != nil {
+			_ = c.Close()
+			return
+		}
+	}
+	if c.SetReadDeadline(time.Time{}) != nil {
+		_ = c.Close()
+		return
+	}
+	to.give(&headedConn{Conn: c, head: bytes.NewReader(head)})
+}
+
+// headedConn is a connection some of which has been read already.
+type headedConn struct {
+	net.Conn
+	head *bytes.Reader
+}
+
+// Read implements net.Conn.
+func (c *headedConn) Read(p []byte) (int, error) {
+	if c.head.Len() > 0 {
+		return c.head.Read(p)
+	}
+	return c.Conn.Read(p)
+}
+
+// ReadFrom keeps the kernel's copying for what is written.
+func (c *headedConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
+
+// branch is the listener that one kind of connection comes from.
+type branch struct {
+	parent net.Listener
+	conns  chan net.Conn
+	done   chan struct{} // closed by end
+	end    func()
+}
+
+func newBranch(parent net.Listener) *branch {
+	b := &branch{parent: parent, conns: make(chan net.Conn), done: make(chan struct{})}
+	b.end = sync.OnceFunc(func() { close(b.done) })
+	return b
+}
+
+func (b *branch) give(c net.Conn) {
+	select {
+	case b.conns <- c:
+	case <-b.done:
+		_ = c.Close()
+	}
+}
+
+// Accept implements net.Listener.
+func (b *branch) Accept() (net.Conn, error) {
+	select {
+	case c := <-b.conns:
+		return c, nil
+	case <-b.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener. The other branch goes on.
+func (b *branch) Close() error {
+	b.end()
+	return nil
+}
+
+// Addr implements net.Listener.
+func (b *branch) Addr() net.Addr { return b.parent.Addr() }
