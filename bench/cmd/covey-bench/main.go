@@ -26,7 +26,11 @@ type bench struct {
 }
 
 var benches = map[string]bench{
-	"boot": {"cold boot: VM start to guestd answering", benchBoot},
+	"boot":    {"cold boot: VM start to guestd answering", benchBoot},
+	"restore": {"spawn from a template to first exec, by memory size, beside QEMU's eager restore", benchRestore},
+	"pause":   {"pause of a 512 MiB guest, and again right after its resume", benchPause},
+	"fork":    {"8 live clones of a running sandbox", benchFork},
+	"density": {"50 idle clones of one template", benchDensity},
 }
 
 func main() {
