@@ -25,7 +25,7 @@ func benchDensity(ctx context.Context, e *env) (map[string]float64, error) {
 		return nil, err
 	}
 	const clones = 50
-	sb, err := e.create(ctx, &sandboxv1.CreateSandboxRequest{Template: "base", MemoryMb: 256})
+	sb, err := e.create(ctx, &sandboxv1.CreateSandboxRequest{Template: "base", MemoryMb: 192})
 	if err != nil {
 		return nil, err
 	}
