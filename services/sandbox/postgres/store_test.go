@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/coveyhq/covey/services/sandbox"
-	"github.com/coveyhq/covey/services/sandbox/pgtest"
+	"github.com/coveyhq/covey/services/chassis/pgtest"
 	"github.com/coveyhq/covey/services/sandbox/postgres"
 )
 

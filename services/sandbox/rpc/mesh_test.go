@@ -24,7 +24,7 @@ import (
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 	"github.com/coveyhq/covey/services/sandbox"
 	"github.com/coveyhq/covey/services/sandbox/peers"
-	"github.com/coveyhq/covey/services/sandbox/pgtest"
+	"github.com/coveyhq/covey/services/chassis/pgtest"
 	"github.com/coveyhq/covey/services/sandbox/postgres"
 	"github.com/coveyhq/covey/services/sandbox/rpc"
 )
