@@ -12,8 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/coveyhq/covey/services/sandbox"
 	"github.com/coveyhq/covey/services/chassis/pgtest"
+	"github.com/coveyhq/covey/services/sandbox"
 	"github.com/coveyhq/covey/services/sandbox/postgres"
 )
 

@@ -22,9 +22,9 @@ import (
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/pgtest"
 	"github.com/coveyhq/covey/services/sandbox"
 	"github.com/coveyhq/covey/services/sandbox/peers"
-	"github.com/coveyhq/covey/services/chassis/pgtest"
 	"github.com/coveyhq/covey/services/sandbox/postgres"
 	"github.com/coveyhq/covey/services/sandbox/rpc"
 )
