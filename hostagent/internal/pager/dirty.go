@@ -63,7 +63,7 @@ func parseMapping(addresses, offset string) (Region, error) {
 
 // Categories of linux/fs.h's PAGEMAP_SCAN.
 const (
-	pageOfFile   = 1 << 2
+	pageOfFile  = 1 << 2
 	pagePresent = 1 << 3
 	pageSwapped = 1 << 4
 	pageZero    = 1 << 5

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-
 )
 
 // Range is a part of a memory that has changed: all zeros, or data.
