@@ -76,11 +76,14 @@ const (
 // pages. Pages of the file, and the kernel's page of zeros, which the pager maps where the image has zeros, are not among
 // them. The process must not be writing meanwhile. It needs CAP_SYS_ADMIN before Linux 6.7.
 func DirtyPages(pid int, addr, size uint64, fn func(off, length int64) error) error {
-	return scan(pid, addr, size, query{invert: pageOfFile | pageZero, all: pageOfFile | pageZero, some: pagePresent | pageSwapped}, fn)
+	return scan(pid, addr, size, dirty, fn)
 }
 
 // query says which pages a scan is for: all of some categories, after inverting, and one at least of others.
 type query struct{ invert, all, some uint64 }
+
+// dirty pages are there, and neither the file's nor the page of zeros.
+var dirty = query{invert: pageOfFile | pageZero, all: pageOfFile | pageZero, some: pagePresent | pageSwapped}
 
 // wants decides as the kernel's scan does.
 func (q query) wants(categories uint64) bool {

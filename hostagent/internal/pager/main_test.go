@@ -11,6 +11,7 @@ import (
 
 func TestMain(m *testing.M) {
 	pagertest.Main()
+	agentMain()
 	if _, err := os.Stat("/dev/userfaultfd"); err != nil || os.Geteuid() != 0 {
 		println("pager: these tests need root and /dev/userfaultfd (Linux 6.1)")
 		os.Exit(1)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -193,25 +194,27 @@ func TestWritesStayPrivateAndAreExactlyTheDirtyPages(t *testing.T) {
 		ask(t, writer, pagertest.Order{Do: "write", Off: r.Off, Len: r.Len, Byte: 0x5a})
 	}
 	checkAll(t, reader, p, 2)
-	var got []pager.Range
-	err := pager.DirtyPages(writer.PID(), writer.Base, uint64(p.Bytes), func(off, n int64) error {
-		got = append(got, pager.Range{Off: off, Len: n})
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(got) != len(want) {
-		t.Fatalf("dirty pages are %v, want %v", got, want)
-	}
-	for i := range want {
-		if got[i] != want[i] {
-			t.Errorf("dirty range %d is %v, want %v", i, got[i], want[i])
+	for name, dirtyPages := range map[string]func(int, uint64, uint64, func(int64, int64) error) error{
+		"with PAGEMAP_SCAN": pager.DirtyPages, "without": pager.DirtyPagesSlowly,
+	} {
+		var got []pager.Range
+		err := dirtyPages(writer.PID(), writer.Base, uint64(p.Bytes), func(off, n int64) error {
+			got = append(got, pager.Range{Off: off, Len: n})
+			return nil
+		})
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s, dirty pages are %v (%v), want %v", name, got, err, want)
 		}
-		b := make([]byte, want[i].Len)
-		if err := pager.ReadMemory(writer.PID(), writer.Base+uint64(want[i].Off), b); err != nil || b[0] != 0x5a || b[len(b)-1] != 0x5a {
-			t.Errorf("dirty range %d reads as %#x...%#x, %v", i, b[0], b[len(b)-1], err)
+	}
+	for _, r := range want {
+		b := make([]byte, r.Len)
+		if err := pager.ReadMemory(writer.PID(), writer.Base+uint64(r.Off), b); err != nil || b[0] != 0x5a || b[len(b)-1] != 0x5a {
+			t.Errorf("dirty range %v reads as %#x...%#x, %v", r, b[0], b[len(b)-1], err)
 		}
+	}
+	mapped, err := pager.FindMapping(writer.PID(), img.File())
+	if err != nil || len(mapped) != 1 || mapped[0].Base != writer.Base || mapped[0].Size != uint64(p.Bytes) {
+		t.Errorf("the mapping is %+v, %v", mapped, err)
 	}
 }
 

@@ -29,7 +29,9 @@ func (p Pattern) Run(off int64) (int64, bool) {
 	return min(patternRun-off%patternRun, p.Bytes-off), p.isZero(off)
 }
 
-func (p Pattern) isZero(off int64) bool { return p.Zeros < 0 || p.Zeros > 0 && off/patternRun%p.Zeros == 1 }
+func (p Pattern) isZero(off int64) bool {
+	return p.Zeros < 0 || p.Zeros > 0 && off/patternRun%p.Zeros == 1
+}
 
 // ReadAt reads pages.
 func (p Pattern) ReadAt(_ context.Context, b []byte, off int64) (string, error) {
