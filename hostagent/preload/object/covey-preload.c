@@ -84,6 +84,11 @@ __attribute__((constructor)) static void start(void)
 	mem_ino = st.st_ino;
 	snprintf(mem_path, sizeof mem_path, "/proc/self/fd/%d", fd);
 	mem_fd = fd;
+	/* Programs that the VMM starts have no guest memory, nor these descriptors. */
+	unsetenv("LD_PRELOAD");
+	unsetenv("COVEY_MEM_FD");
+	unsetenv("COVEY_UFFD_FD");
+	unsetenv("COVEY_PAGER_SOCKET");
 }
 
 /* new_userfaultfd makes one that also serves faults of the kernel on the VMM's behalf (a read from the disk into the guest). */
