@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/coveyhq/covey/proto v0.0.0
 	github.com/coveyhq/covey/services v0.0.0
+	github.com/coveyhq/covey/snapshotsvc v0.0.0
 	google.golang.org/grpc v1.84.0
 	google.golang.org/protobuf v1.36.12
 )
@@ -28,3 +29,5 @@ require (
 replace github.com/coveyhq/covey/proto => ../proto
 
 replace github.com/coveyhq/covey/services => ../services
+
+replace github.com/coveyhq/covey/snapshotsvc => ../snapshotsvc
