@@ -1,0 +1,168 @@
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/tenant"
+)
+
+// ScopesKey is the metadata in which services behind the gateway learn the caller's scopes, separated by commas.
+const ScopesKey = "covey-scopes"
+
+const (
+	// fresh is how long an answer about a key is believed.
+	fresh = 2 * time.Second
+	// grace is how long it is believed where the service cannot be asked again.
+	grace = 30 * time.Second
+	// maxKeys bounds the cache: beyond it, everything is asked for again.
+	maxKeys = 16384
+	// maxSecret bounds what is taken for a key, bytes; Covey's have 47.
+	maxSecret = 256
+)
+
+// Caller is whom a key stands for.
+type Caller struct {
+	Tenant, KeyID string
+	Scopes        []string
+}
+
+// Lookup asks whose key a secret is. An unknown or revoked key is UNAUTHENTICATED.
+type Lookup func(ctx context.Context, secret string) (Caller, error)
+
+// Keys knows callers by their keys.
+type Keys struct {
+	lookup Lookup
+	now    func() time.Time
+
+	mu    sync.Mutex // guards known
+	known map[[sha256.Size]byte]answer
+}
+
+type answer struct {
+	caller Caller
+	err    error // UNAUTHENTICATED, or nil
+	at     time.Time
+}
+
+// New makes a Keys.
+func New(lookup Lookup) *Keys {
+	return &Keys{lookup: lookup, now: time.Now, known: map[[sha256.Size]byte]answer{}}
+}
+
+type callerKey struct{}
+
+// From returns the caller that Admit put into a context.
+func From(ctx context.Context) (Caller, bool) {
+	c, ok := ctx.Value(callerKey{}).(Caller)
+	return c, ok
+}
+
+// Identify finds the caller of a key and returns the context to go on with, which has the caller and the tenant; or a status that says why not.
+func (k *Keys) Identify(ctx context.Context, secret string) (context.Context, error) {
+	if secret == "" {
+		return nil, apierr.E(codes.Unauthenticated, "MISSING_API_KEY", `no API key: send it as "Authorization: Bearer cvy_..." or "X-API-Key: cvy_..."`)
+	}
+	caller, err := k.find(ctx, secret)
+	if err != nil {
+		return nil, err
+	}
+	return tenant.With(context.WithValue(ctx, callerKey{}, caller), caller.Tenant), nil
+}
+
+// Check is nil if the context's caller may call a method, else a status that says what is missing.
+func Check(ctx context.Context, fullMethod string) error {
+	caller, _ := From(ctx)
+	needed := ScopeOf(fullMethod)
+	if may(caller.Scopes, needed) {
+		return nil
+	}
+	return apierr.E(codes.PermissionDenied, "MISSING_SCOPE", "the API key lacks the scope "+needed+"; it has "+strings.Join(caller.Scopes, ", "),
+		"needed", needed, "key_id", caller.KeyID)
+}
+
+func (k *Keys) find(ctx context.Context, secret string) (Caller, error) {
+	if len(secret) > maxSecret {
+		return Caller{}, apierr.E(codes.Unauthenticated, "INVALID_API_KEY", "the API key is unknown or was revoked")
+	}
+	id := sha256.Sum256([]byte(secret))
+	k.mu.Lock()
+	a, ok := k.known[id]
+	k.mu.Unlock()
+	age := k.now().Sub(a.at)
+	if ok && age < fresh {
+		return a.caller, a.err
+	}
+	asked := k.now()
+	caller, err := k.lookup(ctx, secret)
+	switch status.Code(err) {
+	case codes.OK, codes.Unauthenticated:
+		k.keep(id, answer{caller, err, asked})
+	case codes.Unavailable, codes.DeadlineExceeded:
+		if ok && a.err == nil && age < grace && ctx.Err() == nil {
+			return a.caller, nil
+		}
+	}
+	return caller, err
+}
+
+func (k *Keys) keep(id [sha256.Size]byte, a answer) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.known) >= maxKeys {
+		clear(k.known)
+	}
+	k.known[id] = a
+}
+
+// Forget asks again about a key at its next use.
+func (k *Keys) Forget(keyID string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id, a := range k.known {
+		if a.caller.KeyID == keyID {
+			delete(k.known, id)
+		}
+	}
+}
+
+// Auth is the chassis's hook: it admits native gRPC calls by their metadata, and takes out of it what only the mesh may say.
+func (k *Keys) Auth(ctx context.Context, fullMethod string) (context.Context, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	ctx, err := k.Identify(ctx, Secret(md.Get("authorization"), md.Get("x-api-key")))
+	if err != nil {
+		return nil, err
+	}
+	if err := Check(ctx, fullMethod); err != nil {
+		return nil, err
+	}
+	own := metadata.MD{}
+	for name, values := range md {
+		if !strings.HasPrefix(name, "covey-") {
+			own[name] = values
+		}
+	}
+	return metadata.NewIncomingContext(ctx, own), nil
+}
+
+// Secret finds the API key in the values of the headers Authorization and X-API-Key.
+func Secret(authorization, apiKey []string) string {
+	if len(authorization) > 0 {
+		scheme, secret, _ := strings.Cut(authorization[0], " ")
+		if strings.EqualFold(scheme, "Bearer") {
+			return strings.TrimSpace(secret)
+		}
+	}
+	if len(apiKey) > 0 {
+		return strings.TrimSpace(apiKey[0])
+	}
+	return ""
+}

@@ -1,0 +1,9 @@
+// Package dataplane finds the host of a sandbox and calls it: exec, files and console go from the gateway straight to the host agent.
+//
+// A location is asked of the sandbox service and kept. It may be stale: a host that no longer has the sandbox says so (SANDBOX_NOT_HERE), or cannot be
+// reached at all; the location is then asked for again, which resumes a paused sandbox that has auto_resume set, and the call is made once more. Only
+// calls that provably never reached a guest are repeated.
+//
+// Hosts.Resolve serves native gRPC calls, through the chassis's relay. Conn serves REST: it is a grpc.ClientConnInterface that picks the host by
+// the sandbox_id of a call's first message. A call with a stream of requests has its location asked for afresh, because it cannot be repeated.
+package dataplane

@@ -1,0 +1,264 @@
+package rest
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
+
+	"github.com/coveyhq/covey/gateway/internal/access"
+	"github.com/coveyhq/covey/services/chassis/apierr"
+)
+
+// Subprotocols of exec. In both, a client's text message is an ExecStreamRequest in JSON and its binary message is standard input; the server's
+// text message is an ExecStreamResponse in JSON, or {"error": {...}}. They differ in how output comes: as JSON, or as a binary message of one
+// byte for the stream (1 stdout, 2 stderr), eight for the sequence (big-endian), and the bytes.
+const (
+	protocolJSON   = "covey.exec.v1.json"
+	protocolBinary = "covey.exec.v1.binary"
+)
+
+const (
+	// maxMessage is the largest message from a client, bytes: 1 MiB of standard input in base64, and room.
+	maxMessage = 2 << 20
+	// maxStdin is the largest frame of standard input to the guest, bytes.
+	maxStdin = 1 << 20
+	// firstWait is how long a client may take for its first message.
+	firstWait = 30 * time.Second
+	// pingEvery and pongWait keep a connection alive, and end one that is dead.
+	pingEvery = 20 * time.Second
+	pongWait  = 30 * time.Second
+	// drainWait is how long sockets may go on when the gateway ends.
+	drainWait = 3 * time.Second
+	// closeBase plus an HTTP status is the close code after an error.
+	closeBase = 4000
+)
+
+// execStream serves one process over a WebSocket.
+func (s *Server) execStream(w http.ResponseWriter, r *http.Request, params map[string]string) error {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		w.Header().Set("Upgrade", "websocket")
+		return refusal{http.StatusUpgradeRequired, apierr.E(codes.InvalidArgument, "UPGRADE_REQUIRED", "exec/stream is a WebSocket: ask for an upgrade to it")}
+	}
+	method := guestv1.ProcessService_ExecStream_FullMethodName
+	if err := access.Check(r.Context(), method); err != nil {
+		return err
+	}
+	// Asked first, so that a sandbox that is not there is an HTTP status and not a close code.
+	if err := s.Locate(r.Context(), method, params["sandbox_id"]); err != nil {
+		return err
+	}
+	s.sockets.Add(1)
+	defer s.sockets.Done()
+	// Any page may connect: what counts is the key, which no browser sends by itself.
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		Subprotocols: []string{protocolBinary, protocolJSON}, InsecureSkipVerify: true, CompressionMode: websocket.CompressionDisabled,
+	})
+	if err != nil {
+		s.Log.InfoContext(r.Context(), "WebSocket refused", "error", err)
+		return nil // Accept has answered.
+	}
+	defer ws.CloseNow()
+	ws.SetReadLimit(maxMessage)
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	e := &execSocket{s: s, ws: ws, ctx: ctx, cancel: cancel, sandbox: params["sandbox_id"], binary: ws.Subprotocol() == protocolBinary}
+	e.close(e.serve())
+	return nil
+}
+
+// errEnding is why sockets end with the gateway.
+var errEnding = errors.New("the gateway is ending; attach again")
+
+// errGone is why a call to the guest ends when the client has gone.
+var errGone = errors.New("the client has gone")
+
+// execSocket is one WebSocket and the call that it is joined to.
+type execSocket struct {
+	s       *Server
+	ws      *websocket.Conn
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	sandbox string
+	binary  bool
+	call    guestv1.ProcessService_ExecStreamClient
+	exited  bool
+}
+
+// serve joins socket and call until either ends. Nil means that the process's end was told.
+func (e *execSocket) serve() error {
+	wait, stop := context.WithTimeout(e.ctx, firstWait)
+	first, err := e.read(wait)
+	stop()
+	if err != nil {
+		return err
+	}
+	if first.GetStart() == nil && first.GetAttach() == nil {
+		return apierr.Field("start", "the first message must have start or attach")
+	}
+	first.SandboxId = e.sandbox
+	if e.call, err = e.s.processes.ExecStream(e.ctx); err != nil {
+		return err
+	}
+	if err := e.call.Send(first); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer e.cancel(nil) // Before the wait: both others end with ctx.
+	others.Go(e.input)
+	others.Go(e.ping)
+	return e.output()
+}
+
+// input passes the client's messages on, until it goes or the call ends.
+func (e *execSocket) input() {
+	for {
+		m, err := e.read(e.ctx)
+		if err == nil {
+			err = e.send(m)
+		}
+		if errors.Is(err, io.EOF) {
+			return // The call has ended; output gets its status.
+		}
+		if err != nil {
+			e.cancel(err)
+			return
+		}
+	}
+}
+
+// send sends a frame; standard input in pieces that the guest takes.
+func (e *execSocket) send(m *guestv1.ExecStreamRequest) error {
+	in, ok := m.GetFrame().(*guestv1.ExecStreamRequest_Stdin)
+	if !ok {
+		return e.call.Send(m)
+	}
+	for first := true; first || len(in.Stdin) > 0; first = false {
+		n := min(maxStdin, len(in.Stdin))
+		if err := e.call.Send(&guestv1.ExecStreamRequest{Frame: &guestv1.ExecStreamRequest_Stdin{Stdin: in.Stdin[:n]}}); err != nil {
+			return err
+		}
+		in.Stdin = in.Stdin[n:]
+	}
+	return nil
+}
+
+// read reads one message.
+func (e *execSocket) read(ctx context.Context) (*guestv1.ExecStreamRequest, error) {
+	kind, b, err := e.ws.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errGone, err)
+	}
+	m := &guestv1.ExecStreamRequest{}
+	if kind == websocket.MessageBinary {
+		m.Frame = &guestv1.ExecStreamRequest_Stdin{Stdin: b}
+		return m, nil
+	}
+	if err := unmarshal.Unmarshal(b, m); err != nil {
+		return nil, malformed(err.Error())
+	}
+	if m.GetSandboxId() != "" && m.GetSandboxId() != e.sandbox {
+		return nil, apierr.Field("sandbox_id", "must be left out, or be that of the URL")
+	}
+	if m.GetFrame() == nil {
+		return nil, apierr.E(codes.InvalidArgument, "INVALID_FRAME", "a message must have one of start, attach, stdin, close_stdin, resize, signal, detach")
+	}
+	m.SandboxId = ""
+	return m, nil
+}
+
+// ping keeps the connection alive, and ends the call of one that no longer answers, or when the gateway ends.
+func (e *execSocket) ping() {
+	tick := time.NewTicker(pingEvery)
+	defer tick.Stop()
+	draining := e.s.Draining
+	var ending <-chan time.Time
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-draining:
+			draining, ending = nil, time.After(drainWait)
+			continue
+		case <-ending:
+			e.cancel(errEnding)
+			return
+		case <-tick.C:
+		}
+		ctx, stop := context.WithTimeout(e.ctx, pongWait)
+		err := e.ws.Ping(ctx)
+		stop()
+		if err != nil {
+			e.cancel(fmt.Errorf("%w: no pong: %w", errGone, err))
+			return
+		}
+	}
+}
+
+// output passes the guest's frames on. A client that does not read holds them up, and so the process in the guest.
+func (e *execSocket) output() error {
+	for {
+		m, err := e.call.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			if cause := context.Cause(e.ctx); cause != nil {
+				return cause
+			}
+			return err
+		}
+		if err := e.write(m); err != nil {
+			return fmt.Errorf("%w: %w", errGone, err)
+		}
+		e.exited = e.exited || m.GetExited() != nil
+	}
+}
+
+func (e *execSocket) write(m *guestv1.ExecStreamResponse) error {
+	if out := m.GetOutput(); out != nil && e.binary {
+		b := make([]byte, 0, 9+len(out.GetData()))
+		b = append(b, byte(out.GetStream()))
+		b = binary.BigEndian.AppendUint64(b, out.GetSequence())
+		return e.ws.Write(e.ctx, websocket.MessageBinary, append(b, out.GetData()...))
+	}
+	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return e.ws.Write(e.ctx, websocket.MessageText, b)
+}
+
+// close ends the socket: normally after the process's end, else with the error as a last message, if the client is still there.
+func (e *execSocket) close(err error) {
+	switch {
+	case errors.Is(err, errEnding):
+		e.ws.Close(websocket.StatusGoingAway, errEnding.Error())
+	case errors.Is(err, errGone), err == nil && e.exited:
+		e.ws.Close(websocket.StatusNormalClosure, "")
+	case err == nil:
+		e.ws.Close(websocket.StatusNormalClosure, "the stream has ended; the process runs on")
+	default:
+		p, internal := explain(e.ctx, err)
+		if internal {
+			e.s.Log.ErrorContext(e.ctx, "exec stream failed", "sandbox_id", e.sandbox, "request_id", p.RequestID, "error", err)
+		}
+		ctx, stop := context.WithTimeout(context.WithoutCancel(e.ctx), pongWait)
+		defer stop()
+		if e.ws.Write(ctx, websocket.MessageText, p.json()) == nil {
+			e.ws.Close(websocket.StatusCode(closeBase+p.status), p.Reason)
+		}
+	}
+}
