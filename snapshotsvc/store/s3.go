@@ -132,10 +132,39 @@ func (s *S3) Delete(ctx context.Context, path string) error {
 			return err
 		}
 	}
-	if err := s.core.RemoveIncompleteUpload(ctx, s.bucket, key); err != nil && !noSuch(err) {
-		return err
+	return s.eachUpload(ctx, key, func(found, id string) error {
+		if found != key {
+			return nil
+		}
+		if err := s.core.AbortMultipartUpload(ctx, s.bucket, key, id); err != nil && !noSuch(err) {
+			return err
+		}
+		return nil
+	})
+}
+
+// eachUpload calls fn with every multipart upload under way of keys with a prefix.
+func (s *S3) eachUpload(ctx context.Context, prefix string, fn func(key, id string) error) error {
+	const page = 1000
+	var key, id string
+	for {
+		r, err := s.core.ListMultipartUploads(ctx, s.bucket, prefix, key, id, "", page)
+		if err != nil && noSuch(err) {
+			return nil // What some servers say where there are none.
+		}
+		if err != nil {
+			return err
+		}
+		for _, u := range r.Uploads {
+			if err := fn(u.Key, u.UploadID); err != nil {
+				return err
+			}
+		}
+		if !r.IsTruncated {
+			return nil
+		}
+		key, id = r.NextKeyMarker, r.NextUploadIDMarker
 	}
-	return nil
 }
 
 // Walk implements registry.Store.
@@ -151,15 +180,7 @@ func (s *S3) Walk(ctx context.Context, fn func(string) error) error {
 			return err
 		}
 	}
-	for o := range s.core.ListIncompleteUploads(ctx, s.bucket, s.prefix, true) {
-		if o.Err != nil {
-			return o.Err
-		}
-		if err := fn(path(o.Key)); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
+	return s.eachUpload(ctx, s.prefix, func(key, _ string) error { return fn(path(key)) })
 }
 
 // progress tells how far a multipart upload is.
