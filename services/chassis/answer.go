@@ -3,6 +3,7 @@ package chassis
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -50,10 +51,10 @@ func (d *Daemon) complete(ctx context.Context, fullMethod string, st *status.Sta
 		return st.Err()
 	}
 	message := st.Message()
-	switch st.Code() {
-	case codes.OK, codes.Unknown, codes.Internal:
+	switch {
+	case st.Code() == codes.OK || (st.Code() == codes.Unknown || st.Code() == codes.Internal) && !d.relayed(fullMethod):
 		return d.internal(ctx, fullMethod, err)
-	case codes.Unavailable:
+	case st.Code() == codes.Unavailable:
 		// It names addresses, which callers have no use for.
 		d.log.WarnContext(ctx, "another service cannot be reached", "method", fullMethod, "error", err)
 		message = "a service that this call needs cannot be reached; try again"
@@ -63,6 +64,12 @@ func (d *Daemon) complete(ctx context.Context, fullMethod string, st *status.Sta
 		return st.Err()
 	}
 	return full.Err()
+}
+
+// relayed tells calls that a guest has answered: its statuses are meant for callers.
+func (d *Daemon) relayed(fullMethod string) bool {
+	service, _, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
+	return d.opts.relay != nil && !d.own[service]
 }
 
 // internal logs an error that was not meant for callers, and gives them a way to name it.

@@ -34,8 +34,9 @@ type Daemon struct {
 	server *grpc.Server
 	health *health.Server
 
-	web      *http.Server // WithHTTP's; nil without
-	metrics  *http.Server // nil without metrics_listen
+	web      *http.Server    // WithHTTP's; nil without
+	metrics  *http.Server    // nil without metrics_listen
+	own      map[string]bool // names of the services that are served here and not relayed; set once by Run
 	draining chan struct{}
 	wanted   atomic.Bool // what SetServing last said
 

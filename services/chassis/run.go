@@ -59,6 +59,10 @@ type run struct {
 
 // begin serves the ports.
 func (r *run) begin() {
+	r.own = map[string]bool{}
+	for name := range r.server.GetServiceInfo() {
+		r.own[name] = true
+	}
 	grpcLn := r.listener
 	if r.web != nil {
 		s := split(r.listener)

@@ -68,7 +68,8 @@ func isHealth(fullMethod string) bool {
 
 func logged(_ context.Context, c interceptors.CallMeta) bool { return !isHealth(c.FullMethod()) }
 
-// identify gives a call its tenant and request id, which is made here where the caller has none, and tells the caller the id.
+// identify gives a call its tenant and request id, which is made here where the caller has none, and tells the caller the id in a trailer:
+// a header would be a sign of life, after which a relay does not look for the sandbox elsewhere.
 func (d *Daemon) identify(ctx context.Context) (context.Context, metadata.MD) {
 	ctx = tenant.Incoming(ctx, !d.opts.public)
 	if tenant.RequestID(ctx) == "" {
@@ -78,14 +79,14 @@ func (d *Daemon) identify(ctx context.Context) (context.Context, metadata.MD) {
 }
 
 func (d *Daemon) identifyUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	ctx, header := d.identify(ctx)
-	_ = grpc.SetHeader(ctx, header) // Fails only where the call has already ended.
+	ctx, trailer := d.identify(ctx)
+	_ = grpc.SetTrailer(ctx, trailer) // Fails only where the call has already ended.
 	return next(ctx, req)
 }
 
 func (d *Daemon) identifyStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	ctx, header := d.identify(ss.Context())
-	_ = ss.SetHeader(header)
+	ctx, trailer := d.identify(ss.Context())
+	ss.SetTrailer(trailer)
 	return next(srv, &middleware.WrappedServerStream{ServerStream: ss, WrappedContext: ctx})
 }
 
@@ -125,7 +126,7 @@ func (d *Daemon) deadlineUnary(ctx context.Context, req any, _ *grpc.UnaryServer
 
 var logOptions = []logging.Option{
 	logging.WithLogOnEvents(logging.FinishCall), logging.WithLevels(callLevel), logging.WithDurationField(logging.DurationToDurationField),
-	logging.WithDisableLoggingFields(logging.SystemTag[0], logging.ComponentFieldKey, logging.MethodTypeFieldKey, "grpc.start_time"),
+	logging.WithDisableLoggingFields(logging.SystemTag[0], logging.ComponentFieldKey, logging.MethodTypeFieldKey),
 }
 
 // callLevel is the level that the end of a call is logged with: success and clients' mistakes are not news.

@@ -41,6 +41,7 @@ type follower struct {
 	cancel   context.CancelFunc
 	wake     chan struct{}
 	watching sync.WaitGroup
+	had      bool // there were addresses once; owned by the watch
 }
 
 func (f *follower) update(list []Instance, err error) {
@@ -56,11 +57,13 @@ func (f *follower) update(list []Instance, err error) {
 			addrs = append(addrs, resolver.Address{Addr: i.Address})
 		}
 	}
-	empty := len(addrs) == 0
-	// An error asks for a new attempt, and the next change in Consul is one.
-	_ = f.cc.UpdateState(resolver.State{Addresses: addrs})
-	if empty {
+	if len(addrs) == 0 {
 		f.cc.ReportError(fmt.Errorf("no instance of %s passes its health check", f.service))
+	}
+	if len(addrs) > 0 || f.had {
+		f.had = true
+		// An error asks for a new attempt, and the next change in Consul is one.
+		_ = f.cc.UpdateState(resolver.State{Addresses: addrs})
 	}
 }
 
