@@ -1,0 +1,327 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/pgtest"
+)
+
+// A test binary with this in its environment is snapshotd, with that configuration.
+const childConfig = "COVEY_TEST_SNAPSHOTD_CONFIG"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(childConfig); path != "" {
+		fmt.Fprintln(os.Stderr, run(context.Background(), []string{"--config", path}))
+		os.Exit(1)
+	}
+	code := pgtest.Main(m)
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// configure writes a configuration as the local mesh does.
+func configure(t *testing.T, listen, dsn, dir string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "snapshotd.yaml")
+	err := os.WriteFile(path, fmt.Appendf(nil, `
+chassis:
+  service: covey-snapshot
+  listen: %s
+  log: {level: warn, format: json}
+  telemetry: {trace_file: %s/trace.jsonl}
+  metrics_listen: 127.0.0.1:0
+database:
+  dsn: %q
+store:
+  kind: directory
+  directory: %s
+`, listen, t.TempDir(), dsn, dir), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func client(t *testing.T, addr string) snapshotv1.RegistryServiceClient {
+	t.Helper()
+	c, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return snapshotv1.NewRegistryServiceClient(c)
+}
+
+// saved is a snapshot of one object, which all of its parts are.
+type saved struct {
+	data []byte
+	req  *snapshotv1.RegisterSnapshotRequest
+}
+
+func newSaved(size int) saved {
+	const id = "snap_00000000000000000000000001"
+	s := saved{data: make([]byte, size)}
+	for i := range s.data {
+		s.data[i] = byte(i * 7 >> 3)
+	}
+	object := func(name string) *snapshotv1.ObjectRef {
+		sum := sha256.Sum256(s.data)
+		return &snapshotv1.ObjectRef{Key: "snapshots/" + id + "/" + name, SizeBytes: int64(size), Sha256: sum[:]}
+	}
+	s.req = &snapshotv1.RegisterSnapshotRequest{
+		TenantId: "acme", Kind: snapshotv1.SnapshotKind_SNAPSHOT_KIND_TEMPLATE, Name: "golden", HostId: "host-a",
+		Manifest: &snapshotv1.Manifest{
+			SnapshotId: id, Vcpus: 1, MemoryBytes: 1 << 20, DiskBytes: 1 << 20, CreateTime: timestamppb.New(time.Unix(1, 0)),
+			State: object("state"), MemoryHeader: object("memory.hdr"), DiskHeader: object("disk.hdr"),
+		},
+	}
+	return s
+}
+
+// upload brings what is missing of an object; it says how far it came.
+func (s saved) upload(ctx context.Context, c snapshotv1.RegistryServiceClient, o *snapshotv1.ObjectRef) (off int64, err error) {
+	stream, err := c.UploadObject(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := stream.Send(&snapshotv1.UploadObjectRequest{SnapshotId: s.req.GetManifest().GetSnapshotId(), Object: o}); err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	m, err := stream.Recv()
+	if err != nil {
+		return 0, err
+	}
+	off = m.GetStoredBytes()
+	for err == nil && off < int64(len(s.data)) {
+		p := s.data[off:min(off+1<<18, int64(len(s.data)))]
+		if err = stream.Send(&snapshotv1.UploadObjectRequest{Offset: off, Data: p}); err == nil {
+			off += int64(len(p))
+		}
+	}
+	if m.GetComplete() {
+		return off, nil
+	}
+	_, err = stream.Recv()
+	return off, err
+}
+
+func (s saved) objects() []*snapshotv1.ObjectRef {
+	m := s.req.GetManifest()
+	return []*snapshotv1.ObjectRef{m.GetState(), m.GetMemoryHeader(), m.GetDiskHeader()}
+}
+
+func TestADaemonServesDrainsAndLeavesNothingRunning(t *testing.T) {
+	conf, err := loadConfig(configure(t, "127.0.0.1:0", pgtest.Database(t), t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMain(t.Context(), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.daemon.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.run(ctx) }()
+	c, s := client(t, m.daemon.Addr()), newSaved(3<<20)
+	if _, err := c.RegisterSnapshot(t.Context(), s.req); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range s.objects() {
+		if _, err := s.upload(t.Context(), c, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.CommitSnapshot(t.Context(), &snapshotv1.CommitSnapshotRequest{SnapshotId: s.req.GetManifest().GetSnapshotId()}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// process is snapshotd in a process of its own.
+type process struct{ *exec.Cmd }
+
+func start(t *testing.T, config string) process {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childConfig+"="+config)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { process{cmd}.kill() })
+	return process{cmd}
+}
+
+func (p process) kill() {
+	if p.ProcessState == nil {
+		p.Process.Kill()
+		p.Wait()
+	}
+}
+
+// freeAddr is an address that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", 20000+os.Getpid()%20000)
+}
+
+func TestADaemonThatIsKilledAgainAndAgainLosesNoByteThatItHasAnsweredFor(t *testing.T) {
+	addr, dir, dsn := freeAddr(t), t.TempDir(), pgtest.Database(t)
+	config := configure(t, addr, dsn, dir)
+	p := start(t, config)
+	c, s := client(t, addr), newSaved(12<<20)
+	if _, err := c.RegisterSnapshot(t.Context(), s.req); err != nil {
+		t.Fatal(err)
+	}
+	kills := 0
+	for _, o := range s.objects() {
+		for {
+			ctx, cancel := context.WithCancel(t.Context())
+			if kills < 6 {
+				go killWhen(ctx, p, dir)
+			}
+			_, err := s.upload(ctx, c, o)
+			cancel()
+			if err == nil {
+				break
+			}
+			if status.Code(err) != codes.Unavailable {
+				t.Fatal(err)
+			}
+			kills++
+			p.kill()
+			p = start(t, config)
+		}
+	}
+	if kills == 0 {
+		t.Fatal("it was never killed")
+	}
+	if _, err := c.CommitSnapshot(t.Context(), &snapshotv1.CommitSnapshotRequest{SnapshotId: s.req.GetManifest().GetSnapshotId()}); err != nil {
+		t.Fatal(err)
+	}
+	p.kill()
+	start(t, config)
+	for _, o := range s.objects() {
+		if got := readAll(t, c, o.GetKey()); string(got) != string(s.data) {
+			t.Fatalf("%s: %d bytes differ", o.GetKey(), len(got))
+		}
+	}
+}
+
+// killWhen kills as soon as there is some of an upload beyond what there was.
+func killWhen(ctx context.Context, p process, dir string) {
+	before, tick := parts(dir), time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for parts(dir) <= before {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	p.Process.Kill()
+}
+
+func parts(dir string) (n int64) {
+	files, _ := filepath.Glob(dir + "/snapshots/*/*.part")
+	for _, f := range files {
+		if info, err := os.Stat(f); err == nil {
+			n += info.Size()
+		}
+	}
+	return n
+}
+
+func readAll(t *testing.T, c snapshotv1.RegistryServiceClient, key string) (all []byte) {
+	t.Helper()
+	stream, err := c.ReadObject(t.Context(), &snapshotv1.ReadObjectRequest{Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m.GetData()...)
+	}
+}
+
+func TestADaemonWhoseDatabaseBreaksOffItsConnectionsServesOn(t *testing.T) {
+	dsn := pgtest.Database(t)
+	addr := freeAddr(t)
+	start(t, configure(t, addr, dsn, t.TempDir()))
+	c, s := client(t, addr), newSaved(100)
+	if _, err := c.RegisterSnapshot(t.Context(), s.req); err != nil {
+		t.Fatal(err)
+	}
+	admin, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(context.Background())
+	if _, err := admin.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"); err != nil {
+		t.Fatal(err)
+	}
+	for try := range 5 {
+		_, err := c.GetManifest(t.Context(), &snapshotv1.GetManifestRequest{Snapshot: s.req.GetManifest().GetSnapshotId()})
+		if err == nil {
+			return
+		}
+		if status.Code(err) != codes.Unavailable || try == 4 {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTheConfigurationIsStrict(t *testing.T) {
+	for want, text := range map[string]string{
+		"database.dsn":    "store: {kind: directory, directory: /x}",
+		"store.directory": "database: {dsn: x}",
+		"store.kind":      "database: {dsn: x}\nstore: {kind: tape}",
+		"store.s3":        "database: {dsn: x}\nstore: {kind: s3}",
+		"stor":            "database: {dsn: x}\nstor: {}",
+		"quotas.acme":     "database: {dsn: x}\nstore: {directory: /x}\nquotas: {acme: {bytes: -1}}",
+	} {
+		path := filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v does not name %s", text, err, want)
+		}
+	}
+}
