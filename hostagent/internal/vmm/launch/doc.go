@@ -21,6 +21,6 @@
 // a re-executed shim (the agent is a large program, and starting it twice costs more than the restore of a VM), raw clone with
 // code that must not touch Go's runtime (unreadable), and runc or unshare(1) (a second program to find, to watch and to parse).
 //
-// Limits of the process (RLIMIT_*) are the agent's own: they belong to a process and not to a thread, and changing those of
-// another user's process takes a capability that agents in containers lack.
+// Limits (RLIMIT_*) belong to a process and not to a thread, and changing those of another user's process takes a capability that
+// agents in containers lack. So where a spec has one, a shell in the cage sets it, which costs half a millisecond.
 package launch

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -32,6 +33,9 @@ type Spec struct {
 	// Binds is what the room holds. RoomAt is an existing directory that the room may be built on; nobody else sees it.
 	Binds  []Bind
 	RoomAt string
+	// MaxFile is how large the files that the process writes may become, in bytes, rounded up to 512: a write beyond that fails.
+	// 0: as the agent's. With it the process has no core dumps either. It is a shell that sets it, and executes Path.
+	MaxFile int64
 	// Devices are paths of devices that the process may use, whoever may use them outside.
 	Devices []string
 }
@@ -156,6 +160,12 @@ func start(s *Spec, words *os.File) (pid, pidfd int, err error) {
 	return fork(s, fds, cgroup)
 }
 
+// shell runs limit, whose $0 is in blocks of 512 bytes. A signal that is ignored stays so in the program: its write fails instead.
+const (
+	shell = "/bin/sh"
+	limit = `trap "" XFSZ && ulimit -c 0 && ulimit -f "$0" && exec "$@"`
+)
+
 func fork(s *Spec, fds []uintptr, cgroup *os.File) (pid, pidfd int, err error) {
 	pidfd = -1
 	sys := &syscall.SysProcAttr{
@@ -167,10 +177,13 @@ func fork(s *Spec, fds []uintptr, cgroup *os.File) (pid, pidfd int, err error) {
 	if cgroup != nil {
 		sys.UseCgroupFD, sys.CgroupFD = true, int(cgroup.Fd())
 	}
-	argv := append([]string{s.Path}, s.Args...)
-	pid, err = syscall.ForkExec(s.Path, argv, &syscall.ProcAttr{Dir: "/", Env: s.Env, Files: fds, Sys: sys})
+	path, argv := s.Path, append([]string{s.Path}, s.Args...)
+	if s.MaxFile > 0 {
+		path, argv = shell, append([]string{shell, "-c", limit, strconv.FormatInt((s.MaxFile+511)/512, 10)}, argv...)
+	}
+	pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: "/", Env: s.Env, Files: fds, Sys: sys})
 	if err != nil {
-		return 0, 0, fmt.Errorf("execute %s: %w", s.Path, err)
+		return 0, 0, fmt.Errorf("execute %s: %w", path, err)
 	}
 	if pidfd < 0 {
 		// The kernel is older than 5.4; nothing else could be done to this process either.

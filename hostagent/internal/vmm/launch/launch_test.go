@@ -237,6 +237,18 @@ func TestAFloodOfWordsIsBoundedAndDoesNotBlock(t *testing.T) {
 	}
 }
 
+func TestFilesCannotGrowBeyondTheirLimit(t *testing.T) {
+	s := spec(t, "")
+	s.Args[1] = "head -c 5000 /usr/bin/sh > " + s.RoomAt + "/big; echo code $?"
+	s.MaxFile = 4096
+	if out := ended(t, start(t, s)); !strings.HasSuffix(out, "File too large\ncode 1") {
+		t.Errorf("it says %q", out)
+	}
+	if st, err := os.Stat(filepath.Join(s.RoomAt, "big")); err != nil || st.Size() != 4096 {
+		t.Errorf("the file: %v, %v", st, err)
+	}
+}
+
 func TestAFailedStartNamesTheStep(t *testing.T) {
 	for want, change := range map[string]func(*launch.Spec){
 		"execute /bin/nothing: no such file or directory":                          func(s *launch.Spec) { s.Path = "/bin/nothing" },

@@ -1,0 +1,45 @@
+// Package qemu drives QEMU's microvm machine as a VMM: in software (TCG) or with KVM.
+//
+// The machine: microvm with ACPI and RTC, one serial port, and on virtio-mmio a disk (NBD over a Unix socket, which QEMU
+// connects again when the host agent comes back), a network card on an inherited TAP descriptor and a source of entropy.
+// Nothing else is emulated.
+//
+// Control goes over QMP on a Unix socket in the VM's own directory. The agent makes that socket and QEMU inherits it, so
+// connecting needs no waiting for a file to appear.
+//
+// # Memory
+//
+// With a pager (Config.Memory and PagerSocket) the guest's memory is the image's file, which the preloaded object maps privately
+// and hands to the pager; see package preload. QEMU believes that it is shared, so its migration capability x-ignore-shared
+// keeps it out of the state, and dirty pages are the private anonymous ones of the mapping. Without a pager memory is
+// anonymous, and the VM cannot be saved.
+//
+// # State files
+//
+// What QEMU writes is wrapped, because QEMU trusts it: a damaged byte may load, fail, or end in an assertion.
+//
+//	offset  size
+//	     0     8  magic "COVEYQS" and the format's version, 1
+//	     8     4  length of the description, little-endian
+//	    12     8  length of QEMU's stream, little-endian
+//	    20    32  SHA-256 of all that follows
+//	    52        the description, JSON (see stateMeta), then QEMU's stream
+//
+// The description says what the VM must be like to load the stream. State passes through memory files: the VMM sees no path of
+// a snapshot, and what has been verified is what QEMU reads.
+//
+// # The caged process
+//
+// See package launch. QEMU sees /usr, its own directory, and the sockets and files that it was given; its seccomp filter denies it
+// to execute programs, gain privileges and change its scheduling. Its files cannot grow beyond 16 MiB, which bounds the
+// console: what a guest prints after that is lost.
+//
+// # The processor
+//
+// Under TCG the model is "max", all that this version of QEMU can emulate, which is the same on every host. Under KVM it is the
+// host's own, and a state loads only where the processor is the same, unless the configuration names a model.
+//
+// Chosen: the distribution's QEMU with a preloaded object, inherited descriptors and QMP. Rejected: libvirt (another daemon which
+// owns the VMs), a patched QEMU (nobody would get its security updates), and restoring by -incoming with a path (the VMM
+// would need to read snapshots).
+package qemu

@@ -1,0 +1,147 @@
+package qemu
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coveyhq/covey/hostagent/internal/vmm"
+)
+
+const (
+	stateMagic  = "COVEYQS\x01"
+	stateHeader = 52
+	// Limits of a state file's parts, in bytes; the stream has about 60 KiB.
+	maxMeta   = 64 << 10
+	maxStream = 64 << 20
+)
+
+// stateMeta says what a VM must be like to load a stream.
+type stateMeta struct {
+	Machine     string `json:"machine"`
+	Version     string `json:"version"`
+	VCPUs       int    `json:"vcpus"`
+	MemoryBytes int64  `json:"memory_bytes"`
+	Disk        bool   `json:"disk"`
+	Network     bool   `json:"network"`
+}
+
+func (d *Driver) meta(cfg *vmm.Config) stateMeta {
+	return stateMeta{
+		Machine: d.caps.Machine, Version: d.caps.Version, VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes,
+		Disk: cfg.DiskSocket != "" || cfg.DiskPath != "", Network: cfg.TapName != "",
+	}
+}
+
+// fits says what keeps a VM like mine from loading a state of m. The third number of the version does not matter, see machineName.
+func (m stateMeta) fits(mine stateMeta) error {
+	for _, f := range []struct {
+		what       string
+		have, want any
+	}{
+		{"machine", m.Machine, mine.Machine}, {"number of vCPUs", m.VCPUs, mine.VCPUs}, {"memory in bytes", m.MemoryBytes, mine.MemoryBytes},
+		{"disk", m.Disk, mine.Disk}, {"network card", m.Network, mine.Network},
+	} {
+		if f.have != f.want {
+			return fmt.Errorf("%w: its %s is %v, the VM's is %v", vmm.ErrIncompatible, f.what, f.have, f.want)
+		}
+	}
+	return nil
+}
+
+// writeState wraps QEMU's stream into a state file.
+func (d *Driver) writeState(path string, cfg *vmm.Config, stream *os.File) error {
+	body, err := io.ReadAll(io.NewSectionReader(stream, 0, maxStream+1))
+	if err != nil {
+		return err
+	}
+	if len(body) == 0 || len(body) > maxStream {
+		return fmt.Errorf("QEMU has written a state of %d bytes, want 1 to %d", len(body), maxStream)
+	}
+	b, err := encodeState(d.meta(cfg), body)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
+}
+
+func encodeState(meta stateMeta, body []byte) ([]byte, error) {
+	m, err := json.Marshal(meta)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, stateHeader, stateHeader+len(m)+len(body))
+	copy(b, stateMagic)
+	binary.LittleEndian.PutUint32(b[8:], uint32(len(m)))
+	binary.LittleEndian.PutUint64(b[12:], uint64(len(body)))
+	b = append(append(b, m...), body...)
+	sum := sha256.Sum256(b[stateHeader:])
+	copy(b[20:], sum[:])
+	return b, nil
+}
+
+// openState verifies a state file and returns QEMU's stream in a file in memory.
+func (d *Driver) openState(path string, cfg *vmm.Config) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, stateHeader+maxMeta+maxStream+1))
+	if err != nil {
+		return nil, err
+	}
+	meta, body, err := decodeState(b)
+	if err != nil {
+		return nil, fmt.Errorf("state %s: %w", path, err)
+	}
+	if err := meta.fits(d.meta(cfg)); err != nil {
+		return nil, fmt.Errorf("state %s: %w", path, err)
+	}
+	stream, err := memoryFile("covey-state")
+	if err != nil {
+		return nil, err
+	}
+	_, err = stream.Write(body)
+	if err == nil {
+		_, err = stream.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		stream.Close()
+		return nil, err
+	}
+	return stream, nil
+}
+
+func decodeState(b []byte) (meta stateMeta, body []byte, err error) {
+	if len(b) < stateHeader || !bytes.HasPrefix(b, []byte(stateMagic)) {
+		return meta, nil, fmt.Errorf("%w: it is no state file of this driver", vmm.ErrIncompatible)
+	}
+	m, n := uint64(binary.LittleEndian.Uint32(b[8:])), binary.LittleEndian.Uint64(b[12:])
+	rest := b[stateHeader:]
+	if m > maxMeta || n > maxStream || m+n != uint64(len(rest)) {
+		return meta, nil, fmt.Errorf("%w: it has %d bytes after its header, which announces %d and %d", vmm.ErrIncompatible, len(rest), m, n)
+	}
+	if sum := sha256.Sum256(rest); !bytes.Equal(sum[:], b[20:stateHeader]) {
+		return meta, nil, fmt.Errorf("%w: it is damaged: its checksum is wrong", vmm.ErrIncompatible)
+	}
+	if err := json.Unmarshal(rest[:m], &meta); err != nil {
+		return meta, nil, fmt.Errorf("%w: its description: %w", vmm.ErrIncompatible, err)
+	}
+	return meta, rest[m:], nil
+}
+
+// memoryFile makes a file that is nowhere but in memory.
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
