@@ -37,7 +37,7 @@ type Config struct {
 	// Around is how much a fault brings in, in bytes: a power of two, a page to 64 KiB, which is the default. Faults one
 	// after the other bring in up to 512 KiB, unless Around is a page.
 	Around int64
-	// Workers is how many threads wait for faults; by default one for each processor, but 2 to 8.
+	// Workers is how many threads wait for faults; by default one for every four processors, 1 to 8.
 	Workers int
 	// Fills is how many fills that are not local may be under way (256).
 	Fills int
@@ -56,7 +56,7 @@ func (c *Config) complete() error {
 		return fmt.Errorf("pager: Around must be a power of two from %d to %d, got %d", PageSize, blockSize, c.Around)
 	}
 	if c.Workers <= 0 {
-		c.Workers = min(max(runtime.NumCPU(), 2), 8)
+		c.Workers = min(max(runtime.NumCPU()/4, 1), 8)
 	}
 	if c.Fills <= 0 {
 		c.Fills = 256

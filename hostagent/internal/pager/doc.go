@@ -26,7 +26,8 @@
 // to be killed. Other sessions of the image are not touched, unless they need the same page.
 //
 // Threads. A few workers wait for all userfaultfds in one epoll set. They serve what is at hand (pages in the file, zeros, sources that say
-// that they are Local) on the spot, and leave everything else to goroutines, so a slow source delays only who needs it.
+// that they are Local) on the spot, and leave everything else, further VMs that fault at the same time among it, to goroutines, so a
+// slow source delays only who needs it.
 //
 // Chosen: private mappings of one file, with missing faults. Rejected: UFFDIO_COPY for all (every clone has its own copy of
 // every page that it read, and dirty pages have to be tracked), and UFFDIO_CONTINUE on shared mappings (no private

@@ -122,7 +122,7 @@ func (s *Session) demand(w waiter) {
 	if fl == nil {
 		return // lands with who fills it
 	}
-	if isLocal(fl.src, fl.first*f.unit, min(fl.last*f.unit, f.size)-fl.first*f.unit) {
+	if fl.local = isLocal(fl.src, fl.first*f.unit, min(fl.last*f.unit, f.size)-fl.first*f.unit); fl.local {
 		s.cache.run(f, fl)
 		return
 	}

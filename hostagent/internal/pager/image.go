@@ -119,12 +119,20 @@ func (f *pageFile) has(unit int64) bool {
 
 // run does a fill and answers who waits for it.
 func (c *Cache) run(f *pageFile, fl *flight) error {
-	ctx, cancel := context.WithTimeout(fl.ctx, c.conf.ReadTime)
-	err := f.fill(ctx, fl)
-	cancel()
+	err := c.fill(f, fl)
 	for _, w := range f.end(fl) {
 		w.s.landed(w, fl, err)
 	}
 	c.makeRoom()
 	return err
+}
+
+// fill bounds the time of a fill that may have to wait. One that is local is served between two faults, where a timer would be felt.
+func (c *Cache) fill(f *pageFile, fl *flight) error {
+	if fl.local {
+		return f.fill(fl.ctx, fl)
+	}
+	ctx, cancel := context.WithTimeout(fl.ctx, c.conf.ReadTime)
+	defer cancel()
+	return f.fill(ctx, fl)
 }

@@ -21,6 +21,7 @@ type pageFile struct {
 	unit int64 // bytes of a fill that no neighbour asked for
 	// rw is the pager's; ro is what VMMs map. Of two, because a mapping by one that may write is one that can be made shared.
 	rw, ro *os.File
+	fd     int // rw's
 
 	filled *bitmap      // pages that the file has
 	pages  atomic.Int64 // how many those are
@@ -35,6 +36,7 @@ type pageFile struct {
 type flight struct {
 	first, last int64
 	src         Source
+	local       bool            // src answers at once
 	ctx         context.Context // the starter's
 	counts      *sourceCounts   // the starter's
 	waiters     []waiter        // guarded by pageFile.mu
@@ -56,7 +58,7 @@ func openPageFile(path, key string, size, unit int64, total *atomic.Int64) (*pag
 		return nil, err
 	}
 	f := &pageFile{
-		key: key, path: path, size: size, unit: unit, rw: rw, filled: newBitmap(size / PageSize), total: total, flights: map[int64]*flight{},
+		key: key, path: path, size: size, unit: unit, rw: rw, fd: int(rw.Fd()), filled: newBitmap(size / PageSize), total: total, flights: map[int64]*flight{},
 	}
 	if f.ro, err = os.Open(path); err == nil {
 		err = f.adopt()
@@ -81,14 +83,14 @@ func (f *pageFile) adopt() error {
 		return fmt.Errorf("is of %d bytes, not %d", st.Size(), f.size)
 	}
 	for off := int64(0); off < f.size; {
-		data, err := unix.Seek(int(f.rw.Fd()), off, unix.SEEK_DATA)
+		data, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
 			break
 		}
 		if err != nil {
 			return err
 		}
-		if off, err = unix.Seek(int(f.rw.Fd()), data, unix.SEEK_HOLE); err != nil {
+		if off, err = unix.Seek(f.fd, data, unix.SEEK_HOLE); err != nil {
 			return err
 		}
 		f.added(f.filled.addRange(data/PageSize, (off+PageSize-1)/PageSize))
@@ -121,7 +123,7 @@ func (f *pageFile) strayed() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var st unix.Stat_t
-	if len(f.flights) > 0 || unix.Fstat(int(f.rw.Fd()), &st) != nil {
+	if len(f.flights) > 0 || unix.Fstat(f.fd, &st) != nil {
 		return false // a fill writes first and counts then
 	}
 	return st.Blocks*512 > f.pages.Load()*PageSize
@@ -239,9 +241,8 @@ func (f *pageFile) bring(ctx context.Context, fl *flight, off, length int64) err
 
 // put writes whole pages into the file. Only then they count as filled.
 func (f *pageFile) put(p []byte, off int64) error {
-	fd := int(f.rw.Fd())
 	for at := off; len(p) > 0; {
-		n, err := unix.Pwrite(fd, p, at)
+		n, err := unix.Pwrite(f.fd, p, at)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -263,5 +264,5 @@ func (f *pageFile) punch(off int64) error {
 		return nil
 	}
 	f.added(-1)
-	return unix.Fallocate(int(f.rw.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, PageSize)
+	return unix.Fallocate(f.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, PageSize)
 }

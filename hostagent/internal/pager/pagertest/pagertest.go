@@ -28,6 +28,8 @@ type Setup struct {
 	Removes bool
 	// Regions cuts the memory into so many; one if 0.
 	Regions int
+	// CPU to run on, counted from 1; any if 0.
+	CPU int
 }
 
 // Order tells a toucher what to do with [Off, Off+Len).

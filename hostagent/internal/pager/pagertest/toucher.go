@@ -2,10 +2,12 @@ package pagertest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 	"unsafe"
@@ -32,6 +34,9 @@ func Main() {
 	var setup Setup
 	var t touched
 	err := json.Unmarshal([]byte(text), &setup)
+	if err == nil && setup.CPU > 0 {
+		err = Pin(setup.CPU - 1)
+	}
 	if err == nil {
 		t.memory, err = prepare(setup)
 	}
@@ -48,6 +53,28 @@ func Main() {
 		}
 		out.Encode(t.do(o))
 	}
+}
+
+// Pin has all threads of this process, and those that they start, run on these CPUs only.
+func Pin(cpus ...int) error {
+	var set unix.CPUSet
+	for _, cpu := range cpus {
+		set.Set(cpu)
+	}
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		tid, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		if err := unix.SchedSetaffinity(tid, &set); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
 }
 
 // prepare maps the memory and hands it to the pager, as a VMM does. The userfaultfd stays open.

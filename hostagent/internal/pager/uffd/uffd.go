@@ -1,6 +1,6 @@
 // Package uffd is the kernel's userfaultfd interface as the pager uses it: one function for each ioctl, and reading of
-// messages. See userfaultfd(2) and ioctl_userfaultfd(2). Calls that cannot wait are made without telling Go's scheduler, which would
-// cost as much as they do.
+// messages. See userfaultfd(2) and ioctl_userfaultfd(2). Waking and reading, which cannot wait, are done without telling Go's
+// scheduler.
 package uffd
 
 import (
@@ -87,7 +87,10 @@ func Unregister(fd int, start, size uint64) error {
 // Wake lets the threads that wait for a page of the range try again.
 func Wake(fd int, start, size uint64) error {
 	arg := [2]uint64{start, size}
-	return ioctl(fd, ioctlWake, unsafe.Pointer(&arg))
+	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), ioctlWake, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // Copy puts src at dst and wakes who waits there. It returns how many bytes went in: fewer, with an error, where it came on a page
@@ -107,7 +110,7 @@ func Zero(fd int, start, size uint64) (int64, error) {
 }
 
 func ioctl(fd int, request uintptr, arg unsafe.Pointer) error {
-	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); errno != 0 {
 		return errno
 	}
 	return nil
@@ -121,7 +124,7 @@ func Read(fd int, buf []byte) (int, error) {
 	const current = ^uintptr(0) // no offset: read, not pread
 	n, _, errno := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), uintptr(unsafe.Pointer(&iov)), 1, current, current, unix.RWF_NOWAIT)
 	if errno == unix.EOPNOTSUPP {
-		n, _, errno = unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
+		n, _, errno = unix.Syscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
 	}
 	switch {
 	case errno == unix.EAGAIN || errno == unix.EINTR:
