@@ -284,6 +284,32 @@ func TestCallsUnderWayEndBeforeTheDaemonDoes(t *testing.T) {
 	}
 }
 
+func TestEndlessStreamsEndAtOnce(t *testing.T) {
+	f := &fakeHost{watch: func(s grpc.ServerStreamingServer[hostv1.WatchSandboxesResponse]) error {
+		if err := s.Send(&hostv1.WatchSandboxesResponse{}); err != nil {
+			return err
+		}
+		<-s.Context().Done()
+		return s.Context().Err()
+	}}
+	d, stop := start(t, Config{Drain: time.Minute}, f, WithEndless(hostv1.HostService_WatchSandboxes_FullMethodName))
+	s, err := client(t, caller(t, Config{}), d).WatchSandboxes(within(t), &hostv1.WatchSandboxesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	stop()
+	if _, err := s.Recv(); status.Code(err) != codes.Unavailable || apierr.Reason(err) != "SHUTTING_DOWN" {
+		t.Errorf("got %v", err)
+	}
+	if d := time.Since(began); d > 30*time.Second {
+		t.Errorf("the daemon waited %s for a stream that never ends", d)
+	}
+}
+
 func TestCallsThatDoNotEndAreCutOff(t *testing.T) {
 	entered := make(chan struct{})
 	d, stop := start(t, Config{Drain: 20 * time.Millisecond}, &fakeHost{ping: func(ctx context.Context) error {

@@ -22,6 +22,7 @@ type options struct {
 	public    bool
 	http      http.Handler
 	callers   []string
+	endless   map[string]bool
 	server    []grpc.ServerOption
 	log       *slog.Logger
 	logOutput io.Writer
@@ -48,6 +49,19 @@ func WithHTTP(h http.Handler) Option { return func(o *options) { o.http = h } }
 // WithAllowedCallers lets only these services call, by their identities under mutual TLS. Default: every service of the mesh.
 func WithAllowedCallers(services ...string) Option {
 	return func(o *options) { o.callers = append(o.callers, services...) }
+}
+
+// WithEndless names server streams that go on until the caller ends them, like "/covey.sandbox.v1.SandboxService/WatchSandboxes". When the
+// daemon drains their contexts end at once, and the callers get UNAVAILABLE with reason SHUTTING_DOWN: to watch again is to find another instance.
+func WithEndless(fullMethods ...string) Option {
+	return func(o *options) {
+		if o.endless == nil {
+			o.endless = map[string]bool{}
+		}
+		for _, m := range fullMethods {
+			o.endless[m] = true
+		}
+	}
 }
 
 // WithServerOptions adds options to the gRPC server, after the chassis's own.

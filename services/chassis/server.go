@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	middleware "github.com/grpc-ecosystem/go-grpc-middleware/v2"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/stats"
 
+	"github.com/coveyhq/covey/services/chassis/apierr"
 	"github.com/coveyhq/covey/services/chassis/relay"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 )
@@ -41,6 +43,7 @@ func (d *Daemon) newServer() *grpc.Server {
 			d.answerStream,
 			recovery.StreamServerInterceptor(),
 			d.admitStream,
+			d.endlessStream,
 		),
 		grpc.MaxRecvMsgSize(relay.MaxMessage),
 		grpc.MaxSendMsgSize(relay.MaxMessage),
@@ -122,6 +125,32 @@ func (d *Daemon) deadlineUnary(ctx context.Context, req any, _ *grpc.UnaryServer
 		defer cancel()
 	}
 	return next(ctx, req)
+}
+
+// endlessStream ends streams that would not end by themselves when the daemon drains.
+func (d *Daemon) endlessStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if !d.opts.endless[info.FullMethod] {
+		return next(srv, ss)
+	}
+	ctx, cancel := context.WithCancel(ss.Context())
+	defer cancel()
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		select {
+		case <-d.draining:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	err := next(srv, &middleware.WrappedServerStream{ServerStream: ss, WrappedContext: ctx})
+	cancel()
+	waiting.Wait()
+	select {
+	case <-d.draining:
+		return apierr.E(codes.Unavailable, "SHUTTING_DOWN", d.cfg.Service+" is shutting down; try again")
+	default:
+		return err
+	}
 }
 
 var logOptions = []logging.Option{

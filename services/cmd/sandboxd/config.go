@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/coveyhq/covey/services/chassis"
 	"github.com/coveyhq/covey/services/sandbox"
@@ -30,7 +31,8 @@ var defaultImages = []sandbox.Image{{Name: "base", DiskMB: 8192}, {Name: "tiny",
 var imageName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 func loadConfig(path string) (Config, error) {
-	c := Config{Chassis: chassis.Config{Service: "covey-sandbox"}, Images: slices.Clone(defaultImages)}
+	// Some calls wait for a sandbox's start, whose own limit is timing.work.
+	c := Config{Chassis: chassis.Config{Service: "covey-sandbox", Deadline: 5 * time.Minute}, Images: slices.Clone(defaultImages)}
 	err := chassis.LoadConfig(path, &c)
 	return c, err
 }

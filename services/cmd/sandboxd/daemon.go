@@ -11,6 +11,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"google.golang.org/grpc/metadata"
 
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	"github.com/coveyhq/covey/services/chassis"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 	"github.com/coveyhq/covey/services/sandbox"
@@ -47,7 +48,7 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	if err := migrateSchema(ctx, c); err != nil {
 		return nil, err
 	}
-	d, err := chassis.New(c.Chassis)
+	d, err := chassis.New(c.Chassis, chassis.WithEndless(sandboxv1.SandboxService_WatchSandboxes_FullMethodName))
 	if err != nil {
 		return nil, err
 	}
@@ -104,14 +105,17 @@ func (m *Main) run(ctx context.Context) error {
 	defer stop()
 	done := make(chan error, 1)
 	go func() { done <- m.service.Run(working) }()
-	err := m.daemon.Run(ctx)
-	stop()
-	return errors.Join(err, <-done, m.close())
+	m.daemon.Defer(func() error {
+		stop()
+		return <-done
+	})
+	return errors.Join(m.daemon.Run(ctx), m.close())
 }
 
 func (m *Main) close() error {
+	err := m.daemon.Close()
 	if m.store != nil {
 		m.store.Close()
 	}
-	return m.daemon.Close()
+	return err
 }
