@@ -38,7 +38,7 @@ func buildGuestd(ctx context.Context, out string) error {
 			return err
 		}
 	}
-	_, err := run(ctx, "", "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", out, "github.com/coveyhq/covey/guest/cmd/guestd")
+	_, err := run(ctx, "", "go", "build", "-tags=grpcnotrace", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", out, "github.com/coveyhq/covey/guest/cmd/guestd")
 	return err
 }
 

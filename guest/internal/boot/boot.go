@@ -1,5 +1,9 @@
 // Package boot is the guest's init: it makes the root filesystem ready, starts guestd's server and reaps orphans.
 //
+// The initramfs holds init's own binary and the modules of the virtio devices; the image on the disk holds nothing of
+// Covey's. So init mounts the disk, moves into it, and puts its binary where programs in the guest find it, as a bind
+// mount in /run.
+//
 // Chosen: PID 1 and the server are two processes of one binary. Rejected: one process for both, because PID 1 must wait
 // for any child (wait4(-1)), which would take exit codes away from the server's own commands, and because a server that
 // crashes could not be started again.
@@ -9,12 +13,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"sort"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coveyhq/covey/guest/internal/lease"
 )
 
 // Main never returns: when init cannot go on, the VM ends, and the console says why.
@@ -28,24 +33,19 @@ func Main() {
 
 // say writes a line with the guest's uptime to the console.
 func say(format string, args ...any) {
-	up := 0.0
-	if b, err := os.ReadFile("/proc/uptime"); err == nil {
-		fmt.Sscan(string(b), &up)
-	}
-	fmt.Printf("covey-init %.2f %s\n", up, fmt.Sprintf(format, args...))
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	fmt.Printf("covey-init %.2f %s\n", time.Duration(ts.Nano()).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// end syncs and resets the machine, which ends the VM: VMMs run guests without reboot.
-func end() {
-	unix.Sync()
-	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-	select {}
-}
+// newRoot is where the disk is mounted before it becomes the root.
+const newRoot = "/root"
 
 func prepare() error {
-	os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-	if err := mountAll([]mount{
-		{"proc", "/proc", "proc", 0, ""}, {"sysfs", "/sys", "sysfs", 0, ""}, {"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
+	if err := mountAll("", []mount{
+		{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
 	}); err != nil {
 		return err
 	}
@@ -61,19 +61,29 @@ func prepare() error {
 	}
 	// noinit_itable keeps the kernel from zeroing inode tables in the background, which would dirty the sandbox's disk;
 	// discard gives the space of removed files back to the host.
-	if err := unix.Mount("/dev/vda", "/root", "ext4", unix.MS_NOATIME, "noinit_itable,discard"); err != nil {
+	if err := unix.Mount("/dev/vda", newRoot, "ext4", unix.MS_NOATIME, "noinit_itable,discard"); err != nil {
 		return fmt.Errorf("mount /dev/vda: %w", err)
+	}
+	if err := mountAll(newRoot, []mount{{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"}}); err != nil {
+		return err
+	}
+	if err := offer(newRoot); err != nil {
+		return err
 	}
 	if err := switchRoot(); err != nil {
 		return err
 	}
+	return finish()
+}
+
+// finish does what needs the root filesystem in its place.
+func finish() error {
 	if err := grow("/dev/vda", "/"); err != nil {
 		say("the filesystem keeps its size: %v", err)
 	}
-	if err := mountAll([]mount{
+	if err := mountAll("", []mount{
 		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5"},
 		{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
-		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
 	}); err != nil {
 		return err
@@ -83,10 +93,30 @@ func prepare() error {
 			return err
 		}
 	}
+	// What commands may have open: as on Debian, few unless they ask for more.
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 512 << 10}); err != nil {
+		return fmt.Errorf("set the limit of open files: %w", err)
+	}
 	if err := configureNetwork(); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
 	say("root filesystem and network are ready")
+	return nil
+}
+
+// offer puts init's binary, as the commands that it also is, into /run/covey/bin.
+func offer(root string) error {
+	dir := filepath.Join(root, "run/covey/bin")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	command := filepath.Join(dir, lease.Command)
+	if err := os.WriteFile(command, nil, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("/init", command, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("offer %s: %w", lease.Command, err)
+	}
 	return nil
 }
 
@@ -110,13 +140,14 @@ type mount struct {
 	data                 string
 }
 
-func mountAll(list []mount) error {
+func mountAll(root string, list []mount) error {
 	for _, m := range list {
-		if err := os.MkdirAll(m.target, 0o755); err != nil {
+		target := root + m.target
+		if err := os.MkdirAll(target, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(m.source, m.target, m.kind, m.flags, m.data); err != nil && err != unix.EBUSY {
-			return fmt.Errorf("mount %s on %s: %w", m.kind, m.target, err)
+		if err := unix.Mount(m.source, target, m.kind, m.flags, m.data); err != nil && err != unix.EBUSY {
+			return fmt.Errorf("mount %s on %s: %w", m.kind, target, err)
 		}
 	}
 	return nil
@@ -156,18 +187,18 @@ func waitForDevice(path string, limit time.Duration) error {
 	}
 }
 
-// switchRoot makes the disk, mounted on /root, the root. The initramfs stays behind it; of it only init's own binary
-// takes memory, and /proc/self/exe still finds that.
+// switchRoot makes the disk the root. The initramfs stays behind it; of it only init's own binary takes memory, and
+// /proc/self/exe still finds that.
 func switchRoot() error {
 	for _, dir := range []string{"/proc", "/sys", "/dev"} {
-		if err := os.MkdirAll("/root"+dir, 0o755); err != nil {
+		if err := os.MkdirAll(newRoot+dir, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(dir, "/root"+dir, "", unix.MS_MOVE, ""); err != nil {
+		if err := unix.Mount(dir, newRoot+dir, "", unix.MS_MOVE, ""); err != nil {
 			return fmt.Errorf("move %s: %w", dir, err)
 		}
 	}
-	if err := os.Chdir("/root"); err != nil {
+	if err := os.Chdir(newRoot); err != nil {
 		return err
 	}
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
@@ -177,48 +208,4 @@ func switchRoot() error {
 		return fmt.Errorf("chroot: %w", err)
 	}
 	return os.Chdir("/")
-}
-
-// supervise runs the server for ever and reaps every orphan.
-func supervise() {
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGTERM)
-	go func() {
-		<-stop
-		say("shutting down")
-		end()
-	}()
-	for delay := time.Duration(0); ; delay = min(delay+100*time.Millisecond, 2*time.Second) {
-		time.Sleep(delay)
-		began := time.Now()
-		p, err := os.StartProcess("/proc/self/exe", []string{"guestd", "serve"}, &os.ProcAttr{
-			Dir: "/", Env: os.Environ(), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
-		})
-		if err != nil {
-			say("cannot start guestd: %v", err)
-			continue
-		}
-		status := reapUntil(p.Pid)
-		say("guestd ended (%v); starting it again", status)
-		if time.Since(began) > 10*time.Second {
-			delay = 0
-		}
-	}
-}
-
-// reapUntil waits for any child until pid itself has ended, and returns how.
-func reapUntil(pid int) string {
-	for {
-		var ws unix.WaitStatus
-		got, err := unix.Wait4(-1, &ws, 0, nil)
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return err.Error()
-		case got == pid && ws.Signaled():
-			return "signal " + ws.Signal().String()
-		case got == pid:
-			return fmt.Sprintf("exit code %d", ws.ExitStatus())
-		}
-	}
 }

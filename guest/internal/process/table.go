@@ -1,8 +1,10 @@
 package process
 
 import (
-	"crypto/rand"
+	"context"
 	"errors"
+	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coveyhq/covey/guest/internal/account"
 )
 
 // ErrNotFound: no process has this id; ended ones are forgotten after a while.
@@ -24,61 +28,181 @@ const (
 
 // Table holds the processes of the guest.
 type Table struct {
+	accounts account.Database
+	null     *os.File
+	oom      *oomCounter
+	running  sync.WaitGroup // the goroutines of all processes
+
 	mu   sync.Mutex
 	all  map[string]*Process // guarded by mu
-	base map[string]string   // the sandbox's environment; guarded by mu
+	pipe map[*os.File]bool   // our ends of all output; guarded by mu
+	env  map[string]string   // the sandbox's environment; guarded by mu
 }
 
 // NewTable makes an empty table.
-func NewTable() *Table { return &Table{all: map[string]*Process{}} }
+func NewTable(accounts account.Database) (*Table, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Table{accounts: accounts, null: null, oom: newOOMCounter(), all: map[string]*Process{}, pipe: map[*os.File]bool{}}, nil
+}
+
+// Close kills every process that runs and waits for all that the table started to carry their output.
+func (t *Table) Close() {
+	t.mu.Lock()
+	for _, p := range t.all {
+		p.Kill()
+	}
+	for r := range t.pipe {
+		r.Close()
+	}
+	t.mu.Unlock()
+	t.running.Wait()
+	t.null.Close()
+	t.oom.close()
+}
 
 // SetEnv replaces the environment of every command started from now on.
 func (t *Table) SetEnv(env map[string]string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.base = env
+	t.env = env
 }
 
-// Start starts a command.
+// Start starts a command whose output a client can follow. It fails with a *FieldError, account.ErrUnknown or, where the
+// command cannot be run, a *StartError.
 func (t *Table) Start(s Spec) (*Process, error) {
+	return t.start(s, &outputLog{}, true, nil)
+}
+
+// Result is what a command left that ran to completion.
+type Result struct {
+	Exit
+	// Stdout and Stderr are the first CaptureBytes of its output; the flags tell whether there was more.
+	Stdout, Stderr                   []byte
+	StdoutTruncated, StderrTruncated bool
+}
+
+// Run runs a command to completion. Where ctx ends first, it returns its cause and the process, which still runs: the caller
+// decides what becomes of it. Else it fails like Start.
+func (t *Table) Run(ctx context.Context, s Spec, stdin []byte) (*Result, *Process, error) {
+	c := &capture{}
+	p, err := t.start(s, c, false, stdin)
+	if err != nil {
+		return nil, nil, err
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return nil, p, context.Cause(ctx)
+	}
 	t.mu.Lock()
-	s.Base = t.base
+	delete(t.all, p.ID)
 	t.mu.Unlock()
-	p, err := start("proc_"+strings.ToUpper(rand.Text()), s)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &Result{Exit: p.exit, Stdout: c.data[0], Stderr: c.data[1], StdoutTruncated: c.truncated[0], StderrTruncated: c.truncated[1]}, p, nil
+}
+
+func (t *Table) start(s Spec, out output, interactive bool, stdin []byte) (*Process, error) {
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	u, err := t.accounts.Lookup(s.User)
 	if err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
+	env, path := environment(u, &s, t.env)
+	t.mu.Unlock()
+	dir, err := s.directory(u)
+	if err != nil {
+		return nil, err
+	}
+	file, err := lookPath(s.Cmd, dir, path)
+	if err != nil {
+		return nil, err
+	}
+	var w *wiring
+	if s.Terminal != nil {
+		w, err = wireTerminal(*s.Terminal, u.UID)
+	} else {
+		w, stdin, err = wirePipes(t.null, interactive, stdin)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := &Process{ID: newID(), Spec: s, User: u.Name, Started: time.Now(), output: out, terminal: w.terminal, input: w.input,
+		detached: s.Detached, done: make(chan struct{})}
+	oomBefore := t.oom.read()
+	p.proc, err = os.StartProcess(file, append([]string{s.Cmd}, s.Args...), &os.ProcAttr{Dir: dir, Env: env, Files: w.theirs, Sys: attributes(u, s.Terminal != nil)})
+	w.closeTheirs(t.null)
+	if err != nil {
+		w.closeOurs()
+		return nil, startError(s.Cmd, err)
+	}
+	exposeToOOM(p.proc.Pid)
+	t.add(p, w)
+	t.running.Go(func() {
+		p.follow(w, t.oom, oomBefore)
+		t.forgetPipes(w)
+	})
+	if len(stdin) > 0 {
+		t.running.Go(func() {
+			_ = p.Write(stdin) // a command need not read its input
+			p.CloseInput()
+		})
+	}
+	return p, nil
+}
+
+// attributes makes the child the leader of a session, and the user.
+func attributes(u *account.User, terminal bool) *syscall.SysProcAttr {
+	groups := make([]uint32, len(u.Groups))
+	for i, g := range u.Groups {
+		groups[i] = uint32(g)
+	}
+	return &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: uint32(u.UID), Gid: uint32(u.GID), Groups: groups},
+		Setsid:     true, Setctty: terminal,
+	}
+}
+
+func (t *Table) add(p *Process, w *wiring) {
+	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.forget()
 	t.all[p.ID] = p
-	return p, nil
+	for _, r := range w.readers {
+		t.pipe[r] = true
+	}
+}
+
+func (t *Table) forgetPipes(w *wiring) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range w.readers {
+		delete(t.pipe, r)
+	}
 }
 
 // forget drops ended processes that are old or too many. t.mu is held.
 func (t *Table) forget() {
 	var ended []*Process
 	for id, p := range t.all {
-		if p.Running() {
-			continue
-		}
-		if time.Since(p.Started.Add(p.exit.Wall)) > keepEnded {
+		switch {
+		case p.Running():
+		case time.Since(p.Started.Add(p.exit.Wall)) > keepEnded:
 			delete(t.all, id)
-			continue
+		default:
+			ended = append(ended, p)
 		}
-		ended = append(ended, p)
 	}
 	slices.SortFunc(ended, func(a, b *Process) int { return b.Started.Compare(a.Started) })
 	for _, p := range ended[min(len(ended), keepEndedMax):] {
 		delete(t.all, p.ID)
 	}
-}
-
-// Remove forgets a process that has ended.
-func (t *Table) Remove(p *Process) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.all, p.ID)
 }
 
 // Get finds a process.
@@ -88,7 +212,7 @@ func (t *Table) Get(id string) (*Process, error) {
 	if p, ok := t.all[id]; ok {
 		return p, nil
 	}
-	return nil, ErrNotFound
+	return nil, fmt.Errorf("%w: %q", ErrNotFound, id)
 }
 
 // List returns the processes, running first, then by start.
@@ -112,6 +236,19 @@ func (t *Table) List() []*Process {
 	return list
 }
 
+// KeepAlive counts the running detached processes that hold the sandbox's inactivity timer.
+func (t *Table) KeepAlive() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := 0
+	for _, p := range t.all {
+		if p.Spec.KeepAlive && p.Detached() && p.Running() {
+			n++
+		}
+	}
+	return n
+}
+
 // ParseSignal reads a signal's name or number; empty means SIGKILL.
 func ParseSignal(s string) (syscall.Signal, error) {
 	if s == "" {
@@ -127,5 +264,5 @@ func ParseSignal(s string) (syscall.Signal, error) {
 	if n := unix.SignalNum(name); n != 0 {
 		return n, nil
 	}
-	return 0, errors.New("must be a signal's name like SIGTERM or a number from 1 to 64, got " + strconv.Quote(s))
+	return 0, &FieldError{"signal", "must be a signal's name like SIGTERM or a number from 1 to 64, got " + strconv.Quote(s)}
 }
