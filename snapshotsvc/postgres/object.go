@@ -64,6 +64,10 @@ func liveLeases(ctx context.Context, q *queries.Queries, id string) ([]registry.
 // Acquire implements registry.Index.
 func (x *Index) Acquire(ctx context.Context, tenant, id, holder string, ttl time.Duration) error {
 	return x.tx(ctx, func(q *queries.Queries) error {
+		n, err := q.RenewLease(ctx, queries.RenewLeaseParams{TenantID: tenant, SnapshotID: id, Holder: holder, TtlMs: ttl.Milliseconds()})
+		if err != nil || n > 0 {
+			return err
+		}
 		if _, err := q.LockSnapshot(ctx, queries.LockSnapshotParams{ID: id, TenantID: tenant}); err != nil {
 			return missing(err, id)
 		}

@@ -62,7 +62,7 @@ type Index interface {
 
 	// Leases lists the live leases of a snapshot, oldest first.
 	Leases(ctx context.Context, id string) ([]Lease, error)
-	// Acquire makes or renews a lease; ttl 0 means for ever.
+	// Acquire makes or renews a lease; ttl 0 means for ever. One of a snapshot that is Deleting can only be renewed.
 	Acquire(ctx context.Context, tenant, id, holder string, ttl time.Duration) error
 	// Release ends a lease, or with an empty id all of the holder's. The snapshot may be Deleting.
 	Release(ctx context.Context, tenant, id, holder string) error

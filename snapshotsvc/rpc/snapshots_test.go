@@ -175,6 +175,9 @@ func TestADroppedSnapshotIsReadUntilItsLeasesHaveEnded(t *testing.T) {
 	f.whole(i)
 	_, err := f.GetSnapshot(as(t, "acme"), &snapshotv1.GetSnapshotRequest{SnapshotId: i.id()})
 	wantError(t, err, codes.NotFound, "SNAPSHOT_NOT_FOUND")
+	if _, err := f.reg.AcquireLease(as(t, ""), lease); err != nil {
+		t.Fatal("the lease cannot be renewed: ", err)
+	}
 	_, err = f.reg.AcquireLease(as(t, ""), &snapshotv1.AcquireLeaseRequest{SnapshotId: i.id(), Holder: "host/host-c"})
 	wantError(t, err, codes.NotFound, "SNAPSHOT_NOT_FOUND")
 	f.save(newTemplate("golden", newBuild(1)))

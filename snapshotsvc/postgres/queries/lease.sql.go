@@ -79,6 +79,35 @@ func (q *Queries) ReleaseLeases(ctx context.Context, arg ReleaseLeasesParams) er
 	return err
 }
 
+const renewLease = `-- name: RenewLease :execrows
+UPDATE snapshot.lease l
+SET until = CASE WHEN $1::bigint > 0 THEN now() + $1::bigint * interval '1 millisecond' END
+FROM snapshot.snapshot s
+WHERE s.id = l.snapshot_id AND l.snapshot_id = $2 AND l.holder = $3 AND (l.until IS NULL OR l.until > now())
+  AND ($4::text = '' OR s.tenant_id = $4)
+`
+
+type RenewLeaseParams struct {
+	TtlMs      int64
+	SnapshotID string
+	Holder     string
+	TenantID   string
+}
+
+// Also where the snapshot is retired: who has a lease keeps it.
+func (q *Queries) RenewLease(ctx context.Context, arg RenewLeaseParams) (int64, error) {
+	result, err := q.db.Exec(ctx, renewLease,
+		arg.TtlMs,
+		arg.SnapshotID,
+		arg.Holder,
+		arg.TenantID,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const upsertLease = `-- name: UpsertLease :exec
 INSERT INTO snapshot.lease (snapshot_id, holder, until)
 VALUES ($1, $2, CASE WHEN $3::bigint > 0 THEN now() + $3::bigint * interval '1 millisecond' END)
