@@ -3,6 +3,7 @@ package pager_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -297,6 +298,31 @@ func TestAnAbortedDraftLeavesNothing(t *testing.T) {
 	}
 	if err := d.WriteDirty(make([]byte, 4096), 0); !errors.Is(err, pager.ErrClosed) {
 		t.Errorf("a write after the end: %v", err)
+	}
+}
+
+func TestThreadsDoNotGrowWithTheNumberOfVMs(t *testing.T) {
+	c := newCache(t, pager.Config{})
+	threads := func() int {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(tasks)
+	}
+	before := threads()
+	for i := range 300 {
+		img := open(t, c, "snap_many", pagertest.Pattern{Bytes: mib})
+		s := serve(t, c, fmt.Sprintf("sb_%d", i), img)
+		m, fd, err := pagertest.Prepare(pagertest.Setup{Size: mib, Socket: s.Socket(), Anonymous: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd); unix.Munmap(m) })
+		<-s.Connected()
+	}
+	if got := threads() - before; got > 10 {
+		t.Errorf("300 sessions took %d threads", got)
 	}
 }
 

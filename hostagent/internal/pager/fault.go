@@ -119,8 +119,9 @@ func (s *Session) demand(w waiter) {
 		return
 	}
 	s.cache.tally.filled.Add(1)
-	if fl == nil {
-		return // lands with who fills it
+	if fl == nil { // lands with who fills it
+		s.counts.add("cache", 1)
+		return
 	}
 	if fl.local = isLocal(fl.src, fl.first*f.unit, min(fl.last*f.unit, f.size)-fl.first*f.unit); fl.local {
 		s.cache.run(f, fl)

@@ -61,7 +61,7 @@ func (img *Image) prefetch(workingSet []int64) {
 				if i >= len(spans) {
 					return
 				}
-				if err := img.bringIn(spans[i]); err != nil {
+				if err := img.bringIn(spans[i]); err != nil && img.ctx.Err() == nil {
 					img.cache.log.Warn("prefetching ends early", "key", img.file.key, "err", err)
 					return
 				}

@@ -380,6 +380,29 @@ func TestWhatAnAnonymousVMDiscardsComesBackAsZeros(t *testing.T) {
 	}
 }
 
+func TestFaultsAreServedWhileOtherThreadsDiscard(t *testing.T) {
+	t.Parallel()
+	p := pagertest.Pattern{Seed: 10, Bytes: 16 * mib, Zeros: 5}
+	c := newCache(t, pager.Config{Workers: 3})
+	for i, src := range []pager.Source{p, slow{Pattern: p, from: "peer"}} {
+		img := open(t, c, "snap_c", src)
+		s := serve(t, c, "sb_c"+string(rune('a'+i)), img)
+		tt := start(t, s, img, pagertest.Setup{Anonymous: true, Removes: true})
+		a := ask(t, tt, pagertest.Order{Do: "churn", Len: p.Bytes, Pattern: p, Threads: 8, Byte: 3})
+		if a.Wrong > 0 {
+			t.Errorf("%d chunks are not as they should be, one of them at %#x", a.Wrong, a.First)
+		}
+		if err := s.Err(); err != nil {
+			t.Error(err)
+		}
+	}
+	if st := c.Stats(); st.Removed != 512 {
+		t.Errorf("%d removes were counted, want 512; %d faults were retried", st.Removed, st.Retried)
+	} else {
+		t.Logf("%d faults were retried", st.Retried)
+	}
+}
+
 func TestHandshakesThatAreWrongAreRefusedWithTheReason(t *testing.T) {
 	t.Parallel()
 	c := newCache(t, pager.Config{})

@@ -62,8 +62,7 @@ func (c *Cache) Serve(_ context.Context, id string, img *Image, socket string, u
 		return nil, err
 	}
 	if err := s.await(); err != nil {
-		s.end()
-		return nil, err
+		return nil, errors.Join(err, s.leave(context.Background()))
 	}
 	return s, nil
 }
@@ -89,14 +88,6 @@ func (c *Cache) begin(id string, img *Image, socket string, uid int) (*Session, 
 	}
 	c.sessions[id] = s
 	return s, nil
-}
-
-// end takes the session off the list.
-func (s *Session) end() {
-	s.cancel()
-	s.cache.mu.Lock()
-	delete(s.cache.sessions, s.id)
-	s.cache.mu.Unlock()
 }
 
 // await listens for the VMM.
@@ -131,7 +122,9 @@ func (s *Session) accept() {
 		if err != nil {
 			return // closed
 		}
+		stop := context.AfterFunc(s.ctx, func() { conn.Close() }) // whoever connects and says nothing holds up no Close
 		h, err := receive(conn, s.uid, s.img.Size())
+		stop()
 		conn.Close()
 		if errors.Is(err, errStranger) {
 			s.log.Warn("refused a handshake", "err", err)
@@ -156,6 +149,9 @@ func (s *Session) connect(h handshake) error {
 		s.removed = newBitmap(s.img.Size() / PageSize)
 		err = s.writeRecord(h.regions)
 	}
+	if err == nil {
+		err = unix.SetNonblock(h.uffd, true)
+	}
 	if err == nil && !s.gate.enter() {
 		err = ErrClosed
 	}
@@ -165,9 +161,6 @@ func (s *Session) connect(h handshake) error {
 	}
 	defer s.gate.leave()
 	s.uffd, s.pid, s.regions, s.private = h.uffd, h.pid, h.regions, private
-	if err := unix.SetNonblock(s.uffd, true); err != nil {
-		return err
-	}
 	if err := s.cache.poller.add(s); err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // SourceCount is what came from one source: "local", "peer" and "registry" as Source tells; "zero": pages of zeros that were
-// mapped; "cache": faults on pages that the image's file had by then. Bytes is that much memory, whatever it took to move it.
+// mapped; "cache": faults on pages that the image's file had by then, or that another session was filling. Bytes is that much memory, whatever it took to move it.
 type SourceCount struct {
 	Source       string
 	Pages, Bytes int64

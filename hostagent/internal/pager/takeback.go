@@ -24,7 +24,7 @@ func (c *Cache) TakeBack(_ context.Context, id string, img *Image, socket string
 		return nil, err
 	}
 	if err := s.takeBack(pid); err != nil {
-		s.end()
+		err = errors.Join(err, s.leave(context.Background()))
 		return nil, fmt.Errorf("pager: take back session %s of process %d: %w", id, pid, err)
 	}
 	return s, nil

@@ -20,7 +20,7 @@ const roleVariable = "COVEY_PAGERTEST_TOUCHER"
 type Setup struct {
 	// Size of the memory, in bytes.
 	Size int64
-	// Socket is the pager's. Empty: the userfaultfd is sent back, see Toucher.Uffd.
+	// Socket is the pager's.
 	Socket string
 	// Anonymous memory, as Firecracker has; else the image is mapped privately.
 	Anonymous bool
@@ -35,7 +35,8 @@ type Setup struct {
 // Order tells a toucher what to do with [Off, Off+Len).
 type Order struct {
 	// Do is "touch" (read a byte of every Stride), "check" (every page must be Pattern's; Threads at once, in random order),
-	// "read" (one byte), "write" (Byte to every byte), "discard" (MADV_DONTNEED).
+	// "read" (one byte), "write" (Byte to every byte), "discard" (MADV_DONTNEED), "churn" (Threads at once, each on a part of its own: check
+	// a page, discard what is around it, check that it is zeros, write).
 	Do      string
 	Off     int64
 	Len     int64

@@ -38,7 +38,7 @@ func Main() {
 		err = Pin(setup.CPU - 1)
 	}
 	if err == nil {
-		t.memory, err = prepare(setup)
+		t.memory, _, err = Prepare(setup) // the userfaultfd stays open, as in a VMM
 	}
 	out := json.NewEncoder(os.Stdout)
 	if err != nil {
@@ -77,19 +77,19 @@ func Pin(cpus ...int) error {
 	return nil
 }
 
-// prepare maps the memory and hands it to the pager, as a VMM does. The userfaultfd stays open.
-func prepare(setup Setup) ([]byte, error) {
+// Prepare maps the memory and hands it to the pager, as a VMM does. It returns its own descriptor of the userfaultfd.
+func Prepare(setup Setup) (memory []byte, own int, err error) {
 	fd, flags := imageFD, unix.MAP_PRIVATE|unix.MAP_NORESERVE
 	if setup.Anonymous {
 		fd, flags = -1, flags|unix.MAP_ANONYMOUS
 	}
 	m, err := unix.Mmap(fd, 0, int(setup.Size), unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
-		return nil, fmt.Errorf("mmap: %w", err)
+		return nil, -1, fmt.Errorf("mmap: %w", err)
 	}
 	dev, err := os.OpenFile("/dev/userfaultfd", os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return nil, -1, err
 	}
 	defer dev.Close()
 	var features uint64
@@ -98,13 +98,13 @@ func prepare(setup Setup) ([]byte, error) {
 	}
 	u, err := uffd.New(dev, features)
 	if err != nil {
-		return nil, err
+		return nil, -1, err
 	}
 	base := uint64(uintptr(unsafe.Pointer(&m[0])))
 	if err := uffd.Register(u, base, uint64(setup.Size)); err != nil {
-		return nil, fmt.Errorf("UFFDIO_REGISTER: %w", err)
+		return nil, -1, fmt.Errorf("UFFDIO_REGISTER: %w", err)
 	}
-	return m, HandOver(setup.Socket, u, regionsOf(setup, base))
+	return m, u, HandOver(setup.Socket, u, regionsOf(setup, base))
 }
 
 func regionsOf(setup Setup, base uint64) string {
@@ -146,6 +146,8 @@ func (t *touched) do(o Order) (a Answer) {
 		a.Latencies = touch(part, o.Stride, o.Latencies)
 	case "check":
 		a.Wrong, a.First = check(t.memory, o)
+	case "churn":
+		a.Wrong, a.First = churn(t.memory, o)
 	case "read":
 		a.Byte = part[0]
 	case "write":
@@ -192,6 +194,38 @@ func check(memory []byte, o Order) (wrong int, first int64) {
 			for _, page := range order.Perm(int(o.Len / pageSize)) {
 				off := o.Off + int64(page)*pageSize
 				if !o.Pattern.Is(memory[off:off+pageSize], off) {
+					mu.Lock()
+					wrong++
+					first = off
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return wrong, first
+}
+
+const churned = 16 * pageSize
+
+// churn has threads discard memory while others fault, each in a part of its own.
+func churn(memory []byte, o Order) (wrong int, first int64) {
+	zeros := Pattern{Zeros: -1}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	first = -1
+	part := o.Len / int64(o.Threads)
+	for n := range int64(o.Threads) {
+		wg.Go(func() {
+			for off := o.Off + n*part; off+churned <= o.Off+(n+1)*part; off += churned {
+				chunk := memory[off : off+churned]
+				ok := o.Pattern.Is(chunk[:pageSize], off)
+				ok = unix.Madvise(chunk, unix.MADV_DONTNEED) == nil && ok
+				for i := int64(0); i < churned; i += pageSize {
+					ok = zeros.Is(chunk[i:i+pageSize], off+i) && ok
+				}
+				chunk[0] = o.Byte
+				if ok = chunk[0] == o.Byte && ok; !ok {
 					mu.Lock()
 					wrong++
 					first = off

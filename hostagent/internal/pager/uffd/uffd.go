@@ -15,13 +15,12 @@ import (
 
 // Ioctls and constants of linux/userfaultfd.h, which golang.org/x/sys lacks.
 const (
-	ioctlNew        = 0xaa00
-	ioctlAPI        = 0xc018aa3f
-	ioctlRegister   = 0xc020aa00
-	ioctlUnregister = 0x8010aa01
-	ioctlWake       = 0x8010aa02
-	ioctlCopy       = 0xc028aa03
-	ioctlZeropage   = 0xc020aa04
+	ioctlNew      = 0xaa00
+	ioctlAPI      = 0xc018aa3f
+	ioctlRegister = 0xc020aa00
+	ioctlWake     = 0x8010aa02
+	ioctlCopy     = 0xc028aa03
+	ioctlZeropage = 0xc020aa04
 
 	apiVersion  = 0xaa
 	modeMissing = 1
@@ -76,12 +75,6 @@ func New(dev *os.File, features uint64) (int, error) {
 func Register(fd int, start, size uint64) error {
 	arg := [4]uint64{start, size, modeMissing}
 	return ioctl(fd, ioctlRegister, unsafe.Pointer(&arg))
-}
-
-// Unregister leaves the range to the kernel again.
-func Unregister(fd int, start, size uint64) error {
-	arg := [2]uint64{start, size}
-	return ioctl(fd, ioctlUnregister, unsafe.Pointer(&arg))
 }
 
 // Wake lets the threads that wait for a page of the range try again.
