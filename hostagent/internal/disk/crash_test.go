@@ -2,10 +2,12 @@ package disk
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -268,5 +270,73 @@ func TestIllegalDisksAreRefused(t *testing.T) {
 			t.Errorf("%s was accepted", name)
 			d.Discard(t.Context())
 		}
+	}
+}
+
+// cut is a context that ends after it was asked some times.
+type cut struct {
+	context.Context
+	left int
+}
+
+func (c *cut) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+func TestAMergeCutAnywhereLosesNothing(t *testing.T) {
+	const blocks = 200
+	s := newStore(t)
+	var layers stack
+	for n := range 3 {
+		l, err := createLayer(s.dir, "sb_1", n, blocks*BlockSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for b := range int64(blocks) {
+			switch rand.IntN(3) {
+			case 0:
+				err = l.write(bytes.Repeat([]byte{byte(rand.IntN(255) + 1)}, BlockSize), b*BlockSize)
+			case 1:
+				err = l.setZero(b, b+1)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		layers = append(layers, l)
+	}
+	d := newDisk(s, "sb_1", randomBase(blocks), blocks*BlockSize, layers)
+	want := diskContents(t, d)
+	cuts := 0
+	for ; ; cuts++ {
+		err := merge(&cut{t.Context(), cuts}, layers[0], layers[1])
+		if !bytes.Equal(diskContents(t, d), want) {
+			t.Fatalf("content differs after a merge that was cut after %d steps", cuts)
+		}
+		if err == nil {
+			break
+		}
+	}
+	if err := d.takeOut(layers[1]); err != nil {
+		t.Fatal(err)
+	}
+	if cuts < 50 || !bytes.Equal(diskContents(t, d), want) {
+		t.Errorf("content differs after the merge, which was cut %d times", cuts)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := s.Reopen(t.Context(), "sb_1", d.base, d.size, socketOf(t), os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(diskContents(t, d), want) || len(d.stack) != 2 {
+		t.Errorf("content differs after Reopen, with %d layers", len(d.stack))
+	}
+	if err := d.Discard(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -87,6 +87,10 @@ func (c *Cage) kill() (empty bool, err error) {
 		pids, err = processesOf(c.uid)
 	}
 	for _, pid := range pids {
+		if pid == os.Getpid() {
+			// A thread of the agent stands in the cgroup for a moment while it launches a VMM there.
+			continue
+		}
 		if e := unix.Kill(pid, unix.SIGKILL); e != nil && e != unix.ESRCH {
 			err = errors.Join(err, fmt.Errorf("killing %d: %w", pid, e))
 		}

@@ -61,6 +61,11 @@ type Jail struct {
 	records records
 }
 
+var (
+	_ machine.Cages = (*Jail)(nil)
+	_ machine.Cage  = (*Cage)(nil)
+)
+
 // New prepares to make cages.
 func New(conf Config) (*Jail, error) {
 	if conf.Dir == "" {

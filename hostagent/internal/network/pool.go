@@ -77,6 +77,11 @@ type Pool struct {
 	closed  bool
 }
 
+var (
+	_ machine.Slots = (*Pool)(nil)
+	_ machine.Slot  = (*Slot)(nil)
+)
+
 // outcome is what a waiting Acquire gets.
 type outcome struct {
 	slot *Slot

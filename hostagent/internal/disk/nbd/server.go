@@ -9,9 +9,11 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 )
 
 // Export is what is served. Its methods are called concurrently, with ranges that lie within Size. What WriteAt, Zero or Trim have
@@ -49,20 +51,35 @@ type Server struct {
 
 // Listen serves an export on a Unix socket, which it makes anew and gives to the user uid alone, until Close.
 func Listen(socket string, uid int, export Export, log *slog.Logger) (*Server, error) {
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("nbd: %w", err)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	l, err := listen(socket, uid)
 	if err != nil {
 		return nil, fmt.Errorf("nbd: %w", err)
-	}
-	if err := errors.Join(os.Chmod(socket, 0o600), os.Chown(socket, uid, -1)); err != nil {
-		return nil, errors.Join(fmt.Errorf("nbd: %w", err), l.Close())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{export: export, log: log, listen: l, ctx: ctx, cancel: cancel, conns: map[*conn]struct{}{}}
 	s.wg.Go(s.accept)
 	return s, nil
+}
+
+// listen makes the socket. The directory may be the client's own, who may put something else in the socket's place at any time: so
+// nothing here follows a link. A socket file gets the mode that the socket has when it is bound.
+func listen(socket string, uid int) (*net.UnixListener, error) {
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	conf := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, failed)
+	}}
+	l, err := conf.Listen(context.Background(), "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Lchown(socket, uid, -1); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l.(*net.UnixListener), nil
 }
 
 // Close ends serving and returns when no request is under way any more. Clients see their connections end.
