@@ -1,0 +1,308 @@
+package snapstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/coveyhq/covey/hostagent/internal/image"
+	"github.com/coveyhq/covey/hostagent/internal/machine"
+	"github.com/coveyhq/covey/snapshotsvc/buildfmt"
+	"github.com/coveyhq/covey/snapshotsvc/snapfmt"
+)
+
+// imageInfo is what image.json has beside the record.
+type imageInfo struct {
+	Name  string      `json:"name"`
+	Stamp image.Stamp `json:"stamp"`
+}
+
+// imageRecord is image.json. Of its Record only the fields of the disk are used.
+type imageRecord struct {
+	imageInfo
+	Record Record `json:"record"`
+}
+
+const imageName = "image.json"
+
+// imageID is what image.File.Walk returns.
+var imageID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// OpenImage pins a stock image, by name or by id. An image that this host has not used before is converted first, which takes
+// some seconds. machine.ErrImageNotFound.
+func (s *Store) OpenImage(ctx context.Context, name string) (machine.Base, error) {
+	b, err := s.OpenStock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// OpenStock is OpenImage, with the type that has the view.
+func (s *Store) OpenStock(ctx context.Context, name string) (*Snapshot, error) {
+	if imageID.MatchString(name) {
+		if e := s.pinImage(func(e *entry) bool { return e.id == name }); e != nil {
+			return s.openPinned(ctx, e)
+		}
+		return nil, fmt.Errorf("%w: this host has none with id %s", machine.ErrImageNotFound, name)
+	}
+	if s.conf.Images == nil {
+		return nil, fmt.Errorf("%w: %.100q; this host has none", machine.ErrImageNotFound, name)
+	}
+	img, err := s.conf.Images.Find(name)
+	if errors.Is(err, image.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", machine.ErrImageNotFound, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.stock(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	b, err := s.openPinned(ctx, e)
+	if errors.Is(err, machine.ErrDamaged) {
+		s.log.Error("a converted image is damaged and is converted again", "image", name, "image_id", e.id, "error", err)
+		if e, err = s.convertAgain(ctx, e, img); err == nil {
+			b, err = s.openPinned(ctx, e)
+		}
+	}
+	return b, err
+}
+
+// convertAgain replaces a damaged image. Others that name its build get the new file too.
+func (s *Store) convertAgain(ctx context.Context, damaged *entry, img image.Image) (*entry, error) {
+	s.mu.Lock()
+	damaged.doomed = true
+	pinned := damaged.pins > 0
+	s.mu.Unlock()
+	if pinned {
+		return nil, fmt.Errorf("image %s: %w: sandboxes still use it", img.Name, machine.ErrDamaged)
+	}
+	if err := s.remove(damaged); err != nil {
+		return nil, err
+	}
+	return s.stock(ctx, img)
+}
+
+// PrepareImages converts all images that were not used yet, so that no sandbox has to wait for it.
+func (s *Store) PrepareImages(ctx context.Context) error {
+	if s.conf.Images == nil {
+		return nil
+	}
+	names, err := s.conf.Images.Names()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		b, err := s.OpenStock(ctx, name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		b.Release()
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) pinImage(is func(*entry) bool) *entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.images {
+		if !e.doomed && is(e) {
+			e.pins++
+			return e
+		}
+	}
+	return nil
+}
+
+// stock pins the entry of an image, which is made if need be. Of those who want it at the same time one makes it.
+func (s *Store) stock(ctx context.Context, img image.Image) (*entry, error) {
+	same := func(e *entry) bool { return e.image.Name == img.Name && e.image.Stamp == img.Stamp }
+	if e := s.pinImage(same); e != nil {
+		return e, nil
+	}
+	leave, err := s.enter(ctx, "image "+img.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if e := s.pinImage(same); e != nil {
+		return e, nil
+	}
+	e, err := s.convert(ctx, img)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", img.Name, err)
+	}
+	s.retire(e)
+	return e, nil
+}
+
+// convert makes a build and a header of an image.
+func (s *Store) convert(ctx context.Context, img image.Image) (*entry, error) {
+	began := time.Now()
+	f, err := img.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	dir, err := s.tempDir("image-" + img.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	p, err := s.newPacker(dir, buildfmt.Disk)
+	if err != nil {
+		return nil, err
+	}
+	defer p.abort()
+	id, err := f.Walk(ctx, p.put)
+	if err != nil {
+		return nil, err
+	}
+	made, err := p.finish()
+	if err != nil {
+		return nil, err
+	}
+	if e := s.pinImage(func(e *entry) bool { return e.id == id }); e != nil {
+		// The same content, at another place or with another time.
+		if err := s.restamp(e, img); err != nil {
+			s.unpin(e)
+			return nil, err
+		}
+		return e, nil
+	}
+	empty, err := snapfmt.New(img.DiskBytes, BlockSize)
+	if err != nil {
+		return nil, err
+	}
+	h, err := empty.Merge(made.id(), made.changes)
+	if err != nil {
+		return nil, err
+	}
+	rec := imageRecord{imageInfo{img.Name, img.Stamp}, Record{
+		Manifest: machine.Manifest{Image: img.Name, ImageID: id, DiskBytes: img.DiskBytes, DiskBuilds: idStrings(h.Builds), CreateTime: time.Now()},
+		Builds:   made.records(),
+	}}
+	e, err := s.admitImage(ctx, dir, id, rec, h, made)
+	if err == nil {
+		s.log.Info("image converted", "image", img.Name, "image_id", id, "disk_bytes", img.DiskBytes, "build_bytes", made.info.Size,
+			"stored_bytes", made.info.Stored, "took", time.Since(began))
+	}
+	return e, err
+}
+
+// admitImage moves an image's files into place, durably, and pins the new entry.
+func (s *Store) admitImage(ctx context.Context, dir, id string, rec imageRecord, h *snapfmt.Header, made *packed) (_ *entry, err error) {
+	e := &entry{id: id, dir: s.path("images", id), isImage: true, gate: newGate(), image: &rec.imageInfo, pins: 1}
+	encoded, err := h.Encode()
+	if err != nil {
+		return nil, err
+	}
+	files := filepath.Join(dir, "entry")
+	if err := os.Mkdir(files, 0o700); err != nil {
+		return nil, err
+	}
+	if rec.Record.DiskHeader, err = writeFile(filepath.Join(files, diskName), "", encoded); err != nil {
+		return nil, err
+	}
+	e.record = &rec.Record
+	if err := writeJSON(filepath.Join(files, imageName), rec); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	e.builds = s.name("", rec.Record.Builds)
+	s.mu.Unlock()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(e.dir), s.unname(e.builds, dir))
+		}
+	}()
+	if err := s.place(ctx, []*packed{made}, files, e.dir, filepath.Join(files, diskName), filepath.Join(files, imageName)); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.images[id] = e
+	s.mu.Unlock()
+	return e, nil
+}
+
+// restamp notes that an image that was converted before is found in a file that looks new.
+func (s *Store) restamp(e *entry, img image.Image) error {
+	s.mu.Lock()
+	info := imageInfo{img.Name, img.Stamp}
+	rec := imageRecord{info, *e.record}
+	s.mu.Unlock()
+	path := filepath.Join(e.dir, imageName)
+	if err := writeJSON(path+".new", rec); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.image = &info
+	return nil
+}
+
+// retire removes other images of the same name, which the catalog does not have any more.
+func (s *Store) retire(now *entry) {
+	var idle []*entry
+	s.mu.Lock()
+	for _, e := range s.images {
+		if e != now && !e.doomed && e.image.Name == now.image.Name {
+			e.doomed = true
+			if e.pins == 0 {
+				idle = append(idle, e)
+			}
+		}
+	}
+	s.mu.Unlock()
+	for _, e := range idle {
+		if err := s.remove(e); err != nil {
+			s.log.Warn("a former image could not be removed", "image_id", e.id, "error", err)
+		}
+	}
+}
+
+// scanImages takes over the images that a former agent has converted. What cannot be read is removed: it can be made again.
+func (s *Store) scanImages() error {
+	dirs, err := os.ReadDir(s.path("images"))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		dir := s.path("images", d.Name())
+		rec := imageRecord{}
+		err := readJSON(filepath.Join(dir, imageName), &rec)
+		if err == nil {
+			err = checkBuilds(rec.Record.Builds)
+		}
+		if err != nil || rec.Record.Manifest.ImageID != d.Name() {
+			s.log.Warn("a converted image cannot be read and is removed", "image_id", d.Name(), "error", err)
+			if err := os.RemoveAll(dir); err != nil {
+				return err
+			}
+			continue
+		}
+		s.images[d.Name()] = &entry{
+			id: d.Name(), dir: dir, isImage: true, gate: newGate(), record: &rec.Record, image: &rec.imageInfo, builds: s.name("", rec.Record.Builds),
+		}
+	}
+	return nil
+}
+
+func idStrings(ids []snapfmt.ID) []string {
+	list := make([]string, len(ids))
+	for i, id := range ids {
+		list[i] = id.String()
+	}
+	return list
+}
