@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -160,11 +161,23 @@ func start(s *Spec, words *os.File) (pid, pidfd int, err error) {
 	return fork(s, fds, cgroup)
 }
 
-// shell runs limit, whose $0 is in blocks of 512 bytes. A signal that is ignored stays so in the program: its write fails instead.
+// shell runs limit, whose $0 is in blocks of 512 bytes and whose arguments are the environment, "--" and the command. The environment is for
+// the command only: LD_PRELOAD would load into the shell as well. A signal that is ignored stays so in the command: its write fails
+// instead.
 const (
 	shell = "/bin/sh"
-	limit = `trap "" XFSZ && ulimit -c 0 && ulimit -f "$0" && exec "$@"`
+	limit = `trap "" XFSZ && ulimit -c 0 && ulimit -f "$0" && while [ "$1" != -- ]; do export "$1"; shift; done && shift && exec "$@"`
 )
+
+// command is what fork executes.
+func (s *Spec) command() (path string, argv, env []string) {
+	argv = append([]string{s.Path}, s.Args...)
+	if s.MaxFile <= 0 {
+		return s.Path, argv, s.Env
+	}
+	blocks := strconv.FormatInt((s.MaxFile+511)/512, 10)
+	return shell, slices.Concat([]string{shell, "-c", limit, blocks}, s.Env, []string{"--"}, argv), nil
+}
 
 func fork(s *Spec, fds []uintptr, cgroup *os.File) (pid, pidfd int, err error) {
 	pidfd = -1
@@ -177,11 +190,8 @@ func fork(s *Spec, fds []uintptr, cgroup *os.File) (pid, pidfd int, err error) {
 	if cgroup != nil {
 		sys.UseCgroupFD, sys.CgroupFD = true, int(cgroup.Fd())
 	}
-	path, argv := s.Path, append([]string{s.Path}, s.Args...)
-	if s.MaxFile > 0 {
-		path, argv = shell, append([]string{shell, "-c", limit, strconv.FormatInt((s.MaxFile+511)/512, 10)}, argv...)
-	}
-	pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: "/", Env: s.Env, Files: fds, Sys: sys})
+	path, argv, env := s.command()
+	pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: "/", Env: env, Files: fds, Sys: sys})
 	if err != nil {
 		return 0, 0, fmt.Errorf("execute %s: %w", path, err)
 	}

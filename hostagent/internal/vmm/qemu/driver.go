@@ -93,10 +93,10 @@ func (c *Config) fill() (err error) {
 		return fmt.Errorf("accelerator: must be %q or %q, got %q", vmm.TCG, vmm.KVM, c.Accel)
 	}
 	if c.Preload != "" {
-		if c.Preload, err = filepath.Abs(c.Preload); err != nil {
-			return err
+		if c.Preload, err = filepath.Abs(c.Preload); err == nil {
+			err = resolve(&c.Preload)
 		}
-		if _, err := os.Stat(c.Preload); err != nil {
+		if err != nil {
 			return fmt.Errorf("the preloaded object: %w", err)
 		}
 	}

@@ -57,6 +57,9 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, restore bool) (*VM, 
 	if err := d.check(&cfg); err != nil {
 		return nil, err
 	}
+	if err := resolve(&cfg.Kernel, &cfg.Initrd); err != nil {
+		return nil, err
+	}
 	if err := os.Chown(cfg.RunDir, cfg.UID, cfg.GID); err != nil {
 		return nil, err
 	}
@@ -83,6 +86,18 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, restore bool) (*VM, 
 		return nil, err
 	}
 	return v, nil
+}
+
+// resolve follows symbolic links, which lead nowhere in QEMU's room.
+func resolve(paths ...*string) (err error) {
+	for _, p := range paths {
+		if *p != "" {
+			if *p, err = filepath.EvalSymlinks(*p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // files are what QEMU is to inherit, in order, and what must be closed once it has.
