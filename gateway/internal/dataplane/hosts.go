@@ -36,7 +36,9 @@ const (
 )
 
 // wakes tells whether a call resumes a paused sandbox: looking at it from outside does not.
-func wakes(fullMethod string) bool { return fullMethod != methodReadConsole && fullMethod != methodMetrics }
+func wakes(fullMethod string) bool {
+	return fullMethod != methodReadConsole && fullMethod != methodMetrics
+}
 
 // Hosts finds hosts of sandboxes.
 type Hosts struct {

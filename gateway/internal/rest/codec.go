@@ -21,6 +21,9 @@ func (c codec) NewDecoder(r io.Reader) runtime.Decoder {
 		if len(bytes.TrimSpace(b)) == 0 {
 			return io.EOF
 		}
+		if m, ok := v.(proto.Message); ok {
+			return unmarshal.Unmarshal(b, m)
+		}
 		return c.Unmarshal(b, v)
 	})
 }

@@ -81,7 +81,7 @@ func explain(ctx context.Context, err error) (p problem, internal bool) {
 	}
 	st, isStatus := status.FromError(err)
 	info := apierr.Info(err)
-	if !isStatus {
+	if !isStatus || info == nil && (st.Code() == codes.Unknown || st.Code() == codes.Internal) {
 		internal, st = true, status.New(codes.Internal, "internal error; the log has it under the request id")
 	} else if info == nil && st.Code() == codes.Unavailable {
 		internal, st = true, status.New(codes.Unavailable, "a part of the mesh that this call needs cannot be reached now; try again")
@@ -125,7 +125,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	p, internal := explain(r.Context(), err)
 	if internal {
-		s.Log.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "request_id", p.RequestID, "error", err)
+		s.Log.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "error", err)
 	}
 	writeProblem(w, p)
 }
@@ -196,7 +196,7 @@ func malformed(message string) error {
 	message = strings.TrimPrefix(strings.ReplaceAll(message, "\u00a0", " "), "proto: ")
 	for _, re := range fieldIn {
 		if m := re.FindStringSubmatch(message); m != nil {
-			return apierr.Field(m[1], message)
+			return apierr.Field(m[1], strings.TrimPrefix(message, m[0]+": "))
 		}
 	}
 	return apierr.E(codes.InvalidArgument, "INVALID_JSON", "the body is not the JSON expected here: "+message)

@@ -141,7 +141,7 @@ func events[M proto.Message](s *Server, w http.ResponseWriter, r *http.Request, 
 	}
 	p, internal := explain(r.Context(), err)
 	if internal {
-		s.Log.ErrorContext(r.Context(), "stream failed", "path", r.URL.Path, "request_id", p.RequestID, "error", err)
+		s.Log.ErrorContext(r.Context(), "stream failed", "path", r.URL.Path, "error", err)
 	}
 	if sse {
 		put("event: error\ndata: ", string(p.json()), "\n\n") // An error is the client's going away, here and below.

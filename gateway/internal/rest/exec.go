@@ -71,10 +71,21 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request, params map[s
 	}
 	defer ws.CloseNow()
 	ws.SetReadLimit(maxMessage)
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	e := &execSocket{s: s, ws: ws, ctx: ctx, cancel: cancel, sandbox: params["sandbox_id"], binary: ws.Subprotocol() == protocolBinary}
-	e.close(e.serve())
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	e := &execSocket{s: s, ws: ws, ctx: ctx, sandbox: params["sandbox_id"], binary: ws.Subprotocol() == protocolBinary}
+	e.callCtx, e.endCall = context.WithCancelCause(ctx)
+	defer e.endCall(nil)
+	if err := e.begin(); err != nil {
+		e.close(err)
+		return nil
+	}
+	var others sync.WaitGroup
+	others.Go(e.input)
+	others.Go(e.ping)
+	e.close(e.output()) // With input still reading: it sees the client's answer to the closing.
+	cancel()
+	others.Wait()
 	return nil
 }
 
@@ -88,38 +99,34 @@ var errGone = errors.New("the client has gone")
 type execSocket struct {
 	s       *Server
 	ws      *websocket.Conn
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
+	ctx     context.Context // the socket's: when it ends, the socket is closed without a word
+	callCtx context.Context // the call's; its cause says why it ended
+	endCall context.CancelCauseFunc
 	sandbox string
 	binary  bool
 	call    guestv1.ProcessService_ExecStreamClient
 	exited  bool
 }
 
-// serve joins socket and call until either ends. Nil means that the process's end was told.
-func (e *execSocket) serve() error {
+// begin reads the client's first message and makes the call with it.
+func (e *execSocket) begin() error {
 	wait, stop := context.WithTimeout(e.ctx, firstWait)
-	first, err := e.read(wait)
-	stop()
+	defer stop()
+	m, err := e.read(wait)
 	if err != nil {
 		return err
 	}
-	if first.GetStart() == nil && first.GetAttach() == nil {
+	if m.GetStart() == nil && m.GetAttach() == nil {
 		return apierr.Field("start", "the first message must have start or attach")
 	}
-	first.SandboxId = e.sandbox
-	if e.call, err = e.s.processes.ExecStream(e.ctx); err != nil {
+	m.SandboxId = e.sandbox
+	if e.call, err = e.s.processes.ExecStream(e.callCtx); err != nil {
 		return err
 	}
-	if err := e.call.Send(first); err != nil && !errors.Is(err, io.EOF) {
+	if err := e.call.Send(m); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	var others sync.WaitGroup
-	defer others.Wait()
-	defer e.cancel(nil) // Before the wait: both others end with ctx.
-	others.Go(e.input)
-	others.Go(e.ping)
-	return e.output()
+	return nil
 }
 
 // input passes the client's messages on, until it goes or the call ends.
@@ -130,10 +137,10 @@ func (e *execSocket) input() {
 			err = e.send(m)
 		}
 		if errors.Is(err, io.EOF) {
-			return // The call has ended; output gets its status.
+			continue // The call has ended, and output gets its status; the client's answer to the closing is still to be read.
 		}
 		if err != nil {
-			e.cancel(err)
+			e.endCall(err)
 			return
 		}
 	}
@@ -193,7 +200,7 @@ func (e *execSocket) ping() {
 			draining, ending = nil, time.After(drainWait)
 			continue
 		case <-ending:
-			e.cancel(errEnding)
+			e.endCall(errEnding)
 			return
 		case <-tick.C:
 		}
@@ -201,7 +208,7 @@ func (e *execSocket) ping() {
 		err := e.ws.Ping(ctx)
 		stop()
 		if err != nil {
-			e.cancel(fmt.Errorf("%w: no pong: %w", errGone, err))
+			e.endCall(fmt.Errorf("%w: no pong: %w", errGone, err))
 			return
 		}
 	}
@@ -215,7 +222,7 @@ func (e *execSocket) output() error {
 			return nil
 		}
 		if err != nil {
-			if cause := context.Cause(e.ctx); cause != nil {
+			if cause := context.Cause(e.callCtx); cause != nil {
 				return cause
 			}
 			return err
@@ -246,14 +253,16 @@ func (e *execSocket) close(err error) {
 	switch {
 	case errors.Is(err, errEnding):
 		e.ws.Close(websocket.StatusGoingAway, errEnding.Error())
-	case errors.Is(err, errGone), err == nil && e.exited:
+	case errors.Is(err, errGone):
+		e.ws.CloseNow()
+	case err == nil && e.exited:
 		e.ws.Close(websocket.StatusNormalClosure, "")
 	case err == nil:
 		e.ws.Close(websocket.StatusNormalClosure, "the stream has ended; the process runs on")
 	default:
 		p, internal := explain(e.ctx, err)
 		if internal {
-			e.s.Log.ErrorContext(e.ctx, "exec stream failed", "sandbox_id", e.sandbox, "request_id", p.RequestID, "error", err)
+			e.s.Log.ErrorContext(e.ctx, "exec stream failed", "sandbox_id", e.sandbox, "error", err)
 		}
 		ctx, stop := context.WithTimeout(context.WithoutCancel(e.ctx), pongWait)
 		defer stop()

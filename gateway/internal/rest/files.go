@@ -32,7 +32,7 @@ func (s *Server) writeStream(w http.ResponseWriter, r *http.Request, params map[
 	return writeMessage(w, res)
 }
 
-// headerFrom reads path, user, mode, make_parents and append into a header. Mode is octal if it begins with 0, as in 0644.
+// headerFrom reads path, user, mode, make_parents and append into a header. Mode is octal.
 func headerFrom(v url.Values, h *guestv1.WriteFileHeader) (*guestv1.WriteFileHeader, error) {
 	for name := range v {
 		value := v.Get(name)
@@ -44,7 +44,7 @@ func headerFrom(v url.Values, h *guestv1.WriteFileHeader) (*guestv1.WriteFileHea
 			h.User = value
 		case "mode":
 			var n uint64
-			n, err = strconv.ParseUint(value, 0, 12)
+			n, err = strconv.ParseUint(value, 8, 12)
 			h.Mode = uint32(n)
 		case "make_parents":
 			h.MakeParents, err = strconv.ParseBool(value)
@@ -55,7 +55,7 @@ func headerFrom(v url.Values, h *guestv1.WriteFileHeader) (*guestv1.WriteFileHea
 		}
 		if err != nil {
 			return nil, apierr.Field(name, map[bool]string{
-				true: "must be permission bits like 0644 or 420", false: "must be true or false",
+				true: "must be permission bits in octal, like 0644", false: "must be true or false",
 			}[name == "mode"]+fmt.Sprintf(", got %q", value))
 		}
 	}

@@ -87,7 +87,7 @@ func (s *Server) chain(next http.Handler) http.Handler {
 func (s *Server) finish(w *recorder, r *http.Request, route string, span trace.Span, began time.Time) {
 	cause := recover()
 	if cause != nil && cause != http.ErrAbortHandler {
-		s.Log.ErrorContext(r.Context(), "panic", "path", r.URL.Path, "request_id", tenant.RequestID(r.Context()), "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
+		s.Log.ErrorContext(r.Context(), "panic", "path", r.URL.Path, "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
 		if !begun(w) {
 			p, _ := explain(r.Context(), fmt.Errorf("panic: %v", cause))
 			writeProblem(w, p)
@@ -101,7 +101,7 @@ func (s *Server) finish(w *recorder, r *http.Request, route string, span trace.S
 		span.SetStatus(otelcodes.Error, http.StatusText(w.status))
 	}
 	s.Log.InfoContext(r.Context(), "http", "method", r.Method, "route", route, "path", r.URL.Path, "status", w.status, "bytes", w.bytes,
-		"duration_ms", float64(time.Since(began).Microseconds())/1000, "request_id", tenant.RequestID(r.Context()))
+		"duration_ms", float64(time.Since(began).Microseconds())/1000)
 	if cause != nil {
 		panic(cause)
 	}
