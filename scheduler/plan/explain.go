@@ -1,0 +1,192 @@
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Verdict is what was found for one host.
+type Verdict struct {
+	HostID string
+	Fits   bool
+	// Reasons are sentences about the host: why not, or what counts for it.
+	Reasons []string
+	Score   float64 // 0 where it does not fit
+}
+
+// Explanation says for every host why it would or would not take a sandbox.
+type Explanation struct {
+	// Verdicts, best first, then those that do not fit, by id.
+	Verdicts []Verdict
+	// Chosen is the best host; empty if none fits.
+	Chosen  string
+	Summary string // one sentence
+}
+
+// Explain looks at every host.
+func Explain(v *View, r *Request) Explanation {
+	p := pick{v: v, r: r, group: v.spread[r.SpreadKey]}
+	var e Explanation
+	for _, row := range v.Rows() {
+		e.Verdicts = append(e.Verdicts, p.verdict(int32(row)))
+	}
+	slices.SortStableFunc(e.Verdicts, func(a, b Verdict) int {
+		switch {
+		case a.Score > b.Score:
+			return -1
+		case a.Score < b.Score:
+			return 1
+		}
+		return 0
+	})
+	if len(e.Verdicts) > 0 && e.Verdicts[0].Fits {
+		fit := 0
+		for _, w := range e.Verdicts {
+			if w.Fits {
+				fit++
+			}
+		}
+		e.Chosen = e.Verdicts[0].HostID
+		e.Summary = fmt.Sprintf("%s fits best: it %s; %s.", e.Chosen, strings.Join(e.Verdicts[0].Reasons, ", "), ofHosts(fit, v.Len(), "fits", "fit"))
+		return e
+	}
+	e.Summary = Refuse(v, r).Error()
+	return e
+}
+
+func ofHosts(n, all int, one, many string) string {
+	verb := many
+	if n == 1 {
+		verb = one
+	}
+	return fmt.Sprintf("%d of %s %s", n, plural(all, "host"), verb)
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func (p *pick) verdict(row int32) Verdict {
+	h := p.v.hosts[row]
+	w := Verdict{HostID: h.ID}
+	for _, f := range filters {
+		if f.fails(p, row) {
+			w.Reasons = append(w.Reasons, f.why(p, row))
+		}
+	}
+	if len(w.Reasons) > 0 {
+		return w
+	}
+	g := p.rate(row)
+	w.Fits, w.Score, w.Reasons = true, g.total(), g.sentences(p.r)
+	return w
+}
+
+// sentences are what counts for a host, to follow "it".
+func (g rating) sentences(r *Request) []string {
+	var out []string
+	if r.SnapshotID != "" {
+		if g.cached {
+			out = append(out, "has the snapshot's data")
+		} else {
+			out = append(out, "would have to fetch the snapshot's data")
+		}
+	}
+	out = append(out, fmt.Sprintf("would be %.0f%% full (%s)", 100*g.load, g.scarcest))
+	if g.spreads {
+		out = append(out, fmt.Sprintf("has %d of the same spread key, its zone %d", g.onHost, g.inZone))
+	}
+	return out
+}
+
+// filter is one reason for which a host may not fit.
+type filter struct {
+	name string // of those that it turns away, to follow "3 are"
+	// fails tells whether a host is turned away, and why says so, to follow the host's name.
+	fails func(p *pick, row int32) bool
+	why   func(p *pick, row int32) string
+	// lasting: waiting does not change it.
+	lasting bool
+}
+
+// filters are all there are, in the order in which they are counted.
+var filters = []filter{
+	{"not the one that was asked for", (*pick).another, (*pick).sayAnother, true},
+	{"without the labels", (*pick).lacksLabels, (*pick).sayLabels, true},
+	{"without the driver", (*pick).lacksDriver, (*pick).sayDriver, true},
+	{"without the CPU features", (*pick).lacksFeatures, (*pick).sayFeatures, true},
+	standing(Lost), standing(Cordoned), standing(Draining),
+	{"among those that have refused", (*pick).excluded, (*pick).sayExcluded, false},
+	{"too full", (*pick).full, (*pick).sayFull, false},
+}
+
+func standing(s State) filter {
+	return filter{
+		name: s.String(), fails: func(p *pick, row int32) bool { return p.v.state[row] == s },
+		why: func(*pick, int32) string { return "is " + s.String() },
+	}
+}
+
+func (p *pick) another(row int32) bool { return p.r.HostID != "" && p.r.HostID != p.v.hosts[row].ID }
+
+func (p *pick) sayAnother(int32) string { return "is not " + p.r.HostID + ", which was asked for" }
+
+func (p *pick) lacksLabels(row int32) bool { return !p.v.hosts[row].labelled(p.r.Labels) }
+
+func (p *pick) sayLabels(row int32) string {
+	var lacks []string
+	for _, k := range slices.Sorted(maps.Keys(p.r.Labels)) {
+		got, has := p.v.hosts[row].Labels[k]
+		switch {
+		case !has:
+			lacks = append(lacks, k+"="+p.r.Labels[k])
+		case got != p.r.Labels[k]:
+			lacks = append(lacks, fmt.Sprintf("%s=%s (it is %s)", k, p.r.Labels[k], got))
+		}
+	}
+	return "lacks label " + strings.Join(lacks, ", ")
+}
+
+func (p *pick) lacksDriver(row int32) bool { return !p.v.hosts[row].drives(p.r.Driver) }
+
+func (p *pick) sayDriver(row int32) string {
+	return fmt.Sprintf("has no driver %s, only %s", p.r.Driver, strings.Join(p.v.hosts[row].Drivers, ", "))
+}
+
+func (p *pick) lacksFeatures(row int32) bool { return !p.v.hosts[row].features(p.r.CPUFeatures) }
+
+func (p *pick) sayFeatures(row int32) string {
+	var lacks []string
+	for _, f := range p.r.CPUFeatures {
+		if !p.v.hosts[row].features([]string{f}) {
+			lacks = append(lacks, f)
+		}
+	}
+	return "lacks CPU features " + strings.Join(lacks, ", ")
+}
+
+func (p *pick) sayExcluded(int32) string { return "has refused it already" }
+
+func (p *pick) full(row int32) bool { return !p.r.Resources.Fits(&p.v.left[row]) }
+
+func (p *pick) sayFull(row int32) string {
+	left, total, ask := p.v.left[row], p.v.cap[row], p.r.Resources
+	var lacks []string
+	for _, x := range []struct {
+		left, total, ask int64
+		what             string
+	}{
+		{left.VCPUs, total.VCPUs, ask.VCPUs, "vCPUs"}, {left.MemoryMB, total.MemoryMB, ask.MemoryMB, "MiB of memory"},
+		{left.DiskMB, total.DiskMB, ask.DiskMB, "MiB of disk"}, {left.Slots, total.Slots, ask.Slots, "slots"},
+	} {
+		if x.ask > x.left {
+			lacks = append(lacks, fmt.Sprintf("%d of %d %s free", max(x.left, 0), x.total, x.what))
+		}
+	}
+	return "has only " + strings.Join(lacks, " and ")
+}

@@ -1,0 +1,85 @@
+package plan
+
+import (
+	"fmt"
+	"strings"
+)
+
+// NoHostError is a request that no host fits.
+type NoHostError struct {
+	// Asked is what was asked for; Free is the most that is left of each resource on any host that is otherwise suitable.
+	Asked, Free Resources
+	// Hopeless: waiting will not help, as every host lacks what does not change: labels, driver, CPU features, or being the one asked for.
+	Hopeless bool
+	message  string
+}
+
+// Error says what was asked, what is free, and what kept the hosts out.
+func (e *NoHostError) Error() string { return e.message }
+
+// Refuse explains that no host fits.
+func Refuse(v *View, r *Request) *NoHostError {
+	p := pick{v: v, r: r}
+	counts := make([]int, len(filters))
+	e := &NoHostError{Asked: r.Resources, Hopeless: true}
+	suitable := false
+	for row, h := range v.hosts {
+		if h == nil {
+			continue
+		}
+		f := p.first(int32(row))
+		if f < 0 {
+			continue // It fits now; the view has changed since.
+		}
+		counts[f]++
+		e.Hopeless = e.Hopeless && filters[f].lasting
+		if f == len(filters)-1 {
+			suitable = true
+			e.Free = e.Free.most(v.left[row])
+		}
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "no host fits %s", r.Resources)
+	if _, known := v.byID[r.HostID]; v.Len() == 0 || r.HostID != "" && !known {
+		e.Hopeless = false // It may be heard from at any time.
+		e.message = b.String() + ": no host is known"
+		if v.Len() > 0 {
+			e.message = fmt.Sprintf("%s: host %s, which was asked for, is not known", b.String(), r.HostID)
+		}
+		return e
+	}
+	sep := fmt.Sprintf(": of %s ", plural(v.Len(), "host"))
+	for f, n := range counts {
+		if n > 0 {
+			fmt.Fprintf(&b, "%s%s %s", sep, isAre(n), filters[f].name)
+			sep = ", "
+		}
+	}
+	if suitable {
+		fmt.Fprintf(&b, "; the most that is free on one is %s", e.Free)
+	}
+	e.message = b.String()
+	return e
+}
+
+func isAre(n int) string {
+	if n == 1 {
+		return "1 is"
+	}
+	return fmt.Sprintf("%d are", n)
+}
+
+// first is the first filter that a host does not pass; -1 if it passes all.
+func (p *pick) first(row int32) int {
+	for i, f := range filters {
+		if f.fails(p, row) {
+			return i
+		}
+	}
+	return -1
+}
+
+// most is the larger of each resource, and not less than nothing.
+func (r Resources) most(o Resources) Resources {
+	return Resources{max(r.VCPUs, o.VCPUs, 0), max(r.MemoryMB, o.MemoryMB, 0), max(r.DiskMB, o.DiskMB, 0), max(r.Slots, o.Slots, 0)}
+}
