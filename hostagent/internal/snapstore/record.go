@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -159,6 +161,9 @@ func openJSON(sealed []byte, body any) error {
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&e); err != nil {
 		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something follows its end")
 	}
 	if e.Version != envelopeVersion {
 		return fmt.Errorf("format version %d; this release reads version %d", e.Version, envelopeVersion)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// g0 is a time long ago.
+var g0 = time.Unix(1e9, 0)
+
 const page = 4096
 
 // world is a host: a store, with a real pager cache and real disks.
@@ -37,8 +41,8 @@ type world struct {
 	cache *pager.Cache
 	disks *disk.Store
 	n     int // makes names
-	// removed are the ids that the store said it removed.
-	removed []string
+	// removed counts the snapshots that the store said it removed.
+	removed atomic.Int64
 }
 
 // imageSize is that of the stock image "stock", bytes.
@@ -53,7 +57,7 @@ func newWorld(t testing.TB, change func(*snapstore.Config)) *world {
 	check(t, err)
 	w.conf = snapstore.Config{
 		Dir: filepath.Join(w.dir, "store"), Images: catalog, Log: slog.New(slog.DiscardHandler),
-		Removed: func(id string) { w.removed = append(w.removed, id) },
+		Removed: func(string) { w.removed.Add(1) },
 	}
 	if change != nil {
 		change(&w.conf)
@@ -116,16 +120,27 @@ func writeImage(t testing.TB, dir, name string, size int64, seed uint64) {
 	check(t, os.WriteFile(filepath.Join(dir, "artifacts.json"), raw, 0o644))
 }
 
-// random makes bytes that compress by half or so.
-func random(r *rand.Rand, n int) []byte {
-	b := make([]byte, n)
-	for i := 0; i < n; i += 8 {
-		v := r.Uint64()
-		for j := range min(4, n-i) {
-			b[i+j] = byte(v >> (8 * j))
+// words are what random bytes are made of.
+var words = func() (list [512][]byte) {
+	r := rand.New(rand.NewPCG(7, 7))
+	for i := range list {
+		list[i] = make([]byte, 8+r.IntN(24))
+		for j := range list[i] {
+			list[i][j] = byte(r.Uint32())
 		}
 	}
-	return b
+	return list
+}()
+
+// random makes bytes that compress by half or so, as memory does.
+func random(r *rand.Rand, n int) []byte {
+	b := make([]byte, 0, n+64)
+	for len(b) < n {
+		v := r.Uint64()
+		b = append(b, words[v%512]...)
+		b = append(b, byte(v>>16), byte(v>>24), byte(v>>32), byte(v>>40))
+	}
+	return b[:n]
 }
 
 // guest stands for a VM: what its memory and its disk must hold, beside the real parts.
