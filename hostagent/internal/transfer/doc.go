@@ -1,0 +1,32 @@
+// Package transfer moves snapshots between this host, the registry and other hosts.
+//
+// Vocabulary:
+//
+//   - upload: a snapshot of this host on its way into the registry: registered, every object that the registry lacks sent, committed.
+//     From then on it is durable.
+//   - mark: a small file that says that nothing is to be uploaded of a snapshot: it is durable, or it came from elsewhere. A snapshot
+//     without a mark is on its way, also after the agent has died at any point.
+//   - peer: another host that has a snapshot, or some of it.
+//   - report: this host's list of what it has, told to the registry once a minute, so that others can read it here and what was deleted
+//     goes here too.
+//
+// Three things are made here. Transfer implements machine.Registry and uploads in the background; Fetcher implements
+// snapstore.Fetcher; NewPeerServer serves this host's objects to other hosts.
+//
+// A scenario. A sandbox is paused: machine calls Register, which tells the registry of the snapshot and puts it into the queue. A
+// worker takes it, sends what is missing and commits. The sandbox is resumed on another host: its snapstore asks the Fetcher there,
+// which finds the manifest at the registry, with the hosts that have it, and takes a lease. Ranges come from those hosts, chosen by a
+// hash of object and range so that many readers spread over them; who does not answer or lacks it is left alone for a while; the
+// registry is last. What arrives is verified by the snapstore, whoever sent it.
+//
+// Why a host takes a lease on what it fetches: a sandbox that runs here reads a snapshot lazily, and the next snapshot of it names
+// the same builds. The control plane drops the old snapshot as soon as the new one is made, perhaps before the registry has heard
+// of the new one. The lease keeps the old builds until everything made here is registered.
+//
+// Design chosen: marks for what is done. Rejected: a list of what is to be done, because a snapshot that was made just before the
+// agent died is on no list.
+//
+// Design chosen: a snapshot that the registry does not know any more is registered again, and removed here only if the registry then says that it
+// was deleted. Rejected: removing whatever the registry does not list, because a registry that lost its database would make all
+// hosts throw away what it could be rebuilt from.
+package transfer

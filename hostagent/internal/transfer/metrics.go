@@ -1,0 +1,66 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
+)
+
+// metrics of this package, all beginning with "covey.transfer.".
+type metrics struct {
+	uploadBytes, uploads, fetchBytes, fetches metric.Int64Counter
+}
+
+// newMetrics makes the instruments; a nil meter makes them count nothing. waiting tells how many uploads are under way.
+func newMetrics(m metric.Meter, waiting func() int) (*metrics, error) {
+	if m == nil {
+		m = noop.NewMeterProvider().Meter("")
+	}
+	x := &metrics{}
+	for _, c := range []struct {
+		to               *metric.Int64Counter
+		name, unit, desc string
+	}{
+		{&x.uploadBytes, "upload.bytes", "By", "Bytes sent to the registry."},
+		{&x.uploads, "uploads", "{try}", "Tries to upload a snapshot, by result."},
+		{&x.fetchBytes, "fetch.bytes", "By", "Bytes fetched, by source."},
+		{&x.fetches, "fetches", "{range}", "Ranges asked for, by source and result."},
+	} {
+		var err error
+		if *c.to, err = m.Int64Counter("covey.transfer."+c.name, metric.WithUnit(c.unit), metric.WithDescription(c.desc)); err != nil {
+			return nil, fmt.Errorf("transfer: %w", err)
+		}
+	}
+	if waiting == nil {
+		return x, nil
+	}
+	_, err := m.Int64ObservableGauge("covey.transfer.uploads.pending", metric.WithUnit("{snapshot}"),
+		metric.WithDescription("Snapshots of this host that are not durable yet."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			o.Observe(int64(waiting()))
+			return nil
+		}))
+	return x, err
+}
+
+func result(err error) string {
+	if err != nil {
+		return "error"
+	}
+	return "ok"
+}
+
+func (x *metrics) uploaded(ctx context.Context, err error) {
+	x.uploads.Add(ctx, 1, metric.WithAttributes(attribute.String("result", result(err))))
+}
+
+func (x *metrics) fetched(ctx context.Context, from string, n int, err error) {
+	source := attribute.String("source", from)
+	x.fetches.Add(ctx, 1, metric.WithAttributes(source, attribute.String("result", result(err))))
+	if err == nil {
+		x.fetchBytes.Add(ctx, int64(n), metric.WithAttributes(source))
+	}
+}

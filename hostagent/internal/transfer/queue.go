@@ -1,0 +1,137 @@
+package transfer
+
+import (
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// Pauses between tries of one upload.
+const (
+	firstPause = 200 * time.Millisecond
+	lastPause  = 30 * time.Second
+	// refusedPause is for uploads that the registry refuses for a reason that may go away, like a quota.
+	refusedPause = 5 * time.Minute
+)
+
+// queue holds the snapshots that are on their way into the registry.
+type queue struct {
+	wake chan struct{} // gets a value when next may have changed; holds at most one
+
+	mu    sync.Mutex // guards items and what is in them
+	items map[string]*item
+}
+
+type item struct {
+	// registered: the registry knows of it and keeps what it names.
+	registered bool
+	running    bool
+	tries      int
+	// notBefore is when it is to be tried again.
+	notBefore time.Time
+}
+
+func newQueue() *queue {
+	return &queue{wake: make(chan struct{}, 1), items: map[string]*item{}}
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// add puts a snapshot in, to be tried at once.
+func (q *queue) add(id string, registered bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i := q.items[id]
+	if i == nil {
+		i = &item{}
+		q.items[id] = i
+	}
+	i.registered = i.registered || registered
+	i.notBefore = time.Time{}
+	q.signal()
+}
+
+// take gives out a snapshot that is due, or says how long none will be; a negative time means until one is added.
+func (q *queue) take() (id string, wait time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	wait = -1
+	for k, i := range q.items {
+		if i.running {
+			continue
+		}
+		d := max(0, time.Until(i.notBefore))
+		if wait < 0 || d < wait {
+			id, wait = k, d
+		}
+	}
+	if wait != 0 {
+		return "", wait
+	}
+	q.items[id].running = true
+	return id, 0
+}
+
+// registered notes that the registry knows of a snapshot.
+func (q *queue) registered(id string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i := q.items[id]; i != nil {
+		i.registered = true
+	}
+}
+
+// remove takes a snapshot out.
+func (q *queue) remove(id string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.items, id)
+	q.signal()
+}
+
+// later puts a snapshot that was taken back, to be tried again after a pause that grows; pause 0 means that.
+func (q *queue) later(id string, pause time.Duration) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i := q.items[id]
+	if i == nil {
+		return 0
+	}
+	if pause == 0 {
+		pause = min(lastPause, firstPause<<min(i.tries, 10))
+		pause = pause/2 + rand.N(pause/2)
+	}
+	i.tries++
+	i.running, i.notBefore = false, time.Now().Add(pause)
+	q.signal()
+	return pause
+}
+
+func (q *queue) has(id string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.items[id] != nil
+}
+
+func (q *queue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.items)
+}
+
+// allRegistered tells whether the registry keeps what all of them name.
+func (q *queue) allRegistered() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, i := range q.items {
+		if !i.registered {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,220 @@
+package transfer_test
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coveyhq/covey/hostagent/internal/machine"
+	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+)
+
+func (s saved) same(t *testing.T, memory, disk []byte) {
+	t.Helper()
+	if !bytes.Equal(memory, s.memory) || !bytes.Equal(disk, s.disk) {
+		t.Fatalf("snapshot %s has other bytes", s.ID)
+	}
+}
+
+func (h *host) register(s saved) {
+	h.m.t.Helper()
+	if err := h.Register(h.m.t.Context(), s.Manifest); err != nil {
+		h.m.t.Fatal(err)
+	}
+}
+
+func TestASnapshotOfOneHostIsReadOnAnother(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	got := b.open(s.ID)
+	if man := got.Manifest(); man.Tenant != "acme" || man.ImageID != s.ImageID || man.Kind != s.Kind || !slices.Equal(man.DiskBuilds, s.DiskBuilds) {
+		t.Fatalf("manifest is %+v, made as %+v", man, s.Manifest)
+	}
+	got.Release()
+	memory, disk := b.contents(s.ID)
+	s.same(t, memory, disk)
+	if a.served.Load() == 0 {
+		t.Fatal("the peer was not asked")
+	}
+	// What is made on the other host from it becomes durable too, and is read on a third.
+	child := b.saveAs(machine.PauseSnapshot, "", s)
+	b.register(child)
+	m.durable(child.ID)
+	memory, disk = m.host("host-c").contents(child.ID)
+	child.same(t, memory, disk)
+}
+
+func TestTheRegistryServesWhereNoPeerDoes(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	a.stop()
+	memory, disk := b.contents(s.ID)
+	s.same(t, memory, disk)
+}
+
+func TestAPeerThatSendsWrongBytesIsNotBelieved(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	a.lie.Store(true)
+	memory, disk := b.contents(s.ID)
+	s.same(t, memory, disk)
+	if a.served.Load() == 0 {
+		t.Fatal("the peer was not asked")
+	}
+}
+
+// Before it is durable a snapshot can be read from the host that made it.
+func TestASnapshotThatIsOnItsWayIsReadFromItsHost(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	// Registered, but not uploaded: by another agent of the same host that has died.
+	a.register(s)
+	memory, disk := b.contents(s.ID)
+	s.same(t, memory, disk)
+}
+
+func TestUploadsGoOnAfterTheAgentOrTheRegistryDied(t *testing.T) {
+	m := newMesh(t)
+	a := m.host("host-a")
+	m.killRegistry()
+	one, two := a.save(), a.save()
+	if err := a.Register(t.Context(), one.Manifest); err == nil {
+		t.Fatal("registered at a dead registry")
+	}
+	// The second one was made just before the agent died: nobody has heard of it.
+	a.stop()
+	a.start()
+	if a.Pending() != 2 {
+		eventually(t, "both are pending", func() bool { return a.Pending() == 2 })
+	}
+	m.startRegistry()
+	m.durable(one.ID)
+	m.durable(two.ID)
+	eventually(t, "nothing is pending", func() bool { return a.Pending() == 0 })
+	a.stop()
+	a.start()
+	if a.Pending() != 0 {
+		t.Fatalf("%d are uploaded again", a.Pending())
+	}
+}
+
+func TestWhatWasDeletedIsRemovedFromAllHosts(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	b.contents(s.ID)
+	if _, err := m.reg.DropSnapshot(t.Context(), &snapshotv1.DropSnapshotRequest{SnapshotId: s.ID}); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*host{a, b} {
+		eventually(t, h.id+" has it no more", func() bool { return !slices.Contains(h.store.Local(), s.ID) })
+	}
+	_, err := m.host("host-c").store.OpenSnapshot(t.Context(), s.ID)
+	if !errors.Is(err, machine.ErrSnapshotNotFound) {
+		t.Fatalf("a deleted snapshot: %v", err)
+	}
+}
+
+// The old snapshot is dropped while the new one, which names its builds, is not registered yet: the host's lease keeps them.
+func TestWhatAnUnregisteredSnapshotNamesIsKept(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	parent := a.save()
+	a.register(parent)
+	m.durable(parent.ID)
+	child := b.saveAs(machine.PauseSnapshot, "", parent)
+	if _, err := m.reg.DropSnapshot(t.Context(), &snapshotv1.DropSnapshotRequest{SnapshotId: parent.ID}); err != nil {
+		t.Fatal(err)
+	}
+	a.stop()
+	if err := b.store.Remove(t.Context(), parent.ID); err != nil {
+		t.Fatal(err)
+	}
+	b.stop()
+	b.start() // Finds the child by itself.
+	m.durable(child.ID)
+	memory, disk := m.host("host-c").contents(child.ID)
+	child.same(t, memory, disk)
+}
+
+func TestACopyUnderAnotherIDIsReadLikeItsOriginal(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	r, err := m.reg.GetManifest(t.Context(), &snapshotv1.GetManifestRequest{Snapshot: s.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := proto.CloneOf(r.GetManifest())
+	copied.SnapshotId = newID()
+	if _, err := m.reg.RegisterSnapshot(t.Context(), &snapshotv1.RegisterSnapshotRequest{
+		TenantId: "acme", Kind: snapshotv1.SnapshotKind_SNAPSHOT_KIND_TEMPLATE, Name: "golden", Manifest: copied, HostId: "host-a",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	memory, disk := b.contents(copied.GetSnapshotId())
+	s.same(t, memory, disk)
+}
+
+func TestANameThatIsTakenIsSaidAtOnceAndNothingIsUploaded(t *testing.T) {
+	m := newMesh(t)
+	a := m.host("host-a")
+	first := a.saveAs(machine.TemplateSnapshot, "golden", a.of())
+	a.register(first)
+	m.durable(first.ID)
+	second := a.saveAs(machine.TemplateSnapshot, "golden", a.of())
+	if err := a.Register(t.Context(), second.Manifest); status.Code(err) != codes.AlreadyExists {
+		t.Fatalf("registered: %v", err)
+	}
+	if a.Pending() != 0 {
+		t.Fatal("it is uploaded")
+	}
+}
+
+func TestManyHostsThatStartOneSnapshotAtOnceLeaveTheRegistryAlone(t *testing.T) {
+	m := newMesh(t)
+	a := m.host("host-a")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	var hosts []*host
+	for _, id := range []string{"b", "c", "d", "e", "f", "g"} {
+		hosts = append(hosts, m.host("host-"+id))
+	}
+	var wg sync.WaitGroup
+	for _, h := range hosts {
+		wg.Go(func() {
+			memory, disk := h.contents(s.ID)
+			s.same(t, memory, disk)
+		})
+	}
+	wg.Wait()
+	served, reads := a.served.Load(), m.reads.Load()
+	for _, h := range hosts {
+		served += h.served.Load()
+	}
+	t.Logf("%d ranges asked of peers, %d of the registry", served, reads)
+	if reads > served/10 {
+		t.Fatalf("the registry was asked %d times, peers %d", reads, served)
+	}
+}
