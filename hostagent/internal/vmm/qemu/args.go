@@ -43,7 +43,7 @@ func (d *Driver) arguments(cfg *vmm.Config, fds descriptors, restore bool) []str
 	if restore {
 		return append(a, "-incoming", "defer")
 	}
-	a = append(a, "-kernel", cfg.Kernel, "-append", cmdline(cfg))
+	a = append(a, "-kernel", cfg.Kernel, "-append", d.cmdline(cfg))
 	if cfg.Initrd != "" {
 		a = append(a, "-initrd", cfg.Initrd)
 	}
@@ -88,8 +88,12 @@ func disk(cfg *vmm.Config, fds descriptors) []string {
 }
 
 // cmdline puts the driver's parameters first, so that the caller's win.
-func cmdline(cfg *vmm.Config) string {
-	return strings.TrimSpace("console=ttyS0 reboot=t panic=-1 " + cfg.Cmdline)
+func (d *Driver) cmdline(cfg *vmm.Config) string {
+	own := "console=ttyS0 reboot=t panic=-1 "
+	if d.conf.Accel == vmm.TCG {
+		own += fmt.Sprintf("no_timer_check tsc=reliable tsc_early_khz=%d ", tscKHz())
+	}
+	return strings.TrimSpace(own + cfg.Cmdline)
 }
 
 // escape makes s a value in one of QEMU's lists of options.

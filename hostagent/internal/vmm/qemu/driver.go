@@ -70,6 +70,9 @@ func New(conf Config) (*Driver, error) {
 			return nil, fmt.Errorf("the pager needs userfaultfd: %w", err)
 		}
 	}
+	if conf.Accel == vmm.TCG {
+		tscKHz() // not within the first boot
+	}
 	d.caps = vmm.Capabilities{
 		Driver: Name, Version: version, Accel: conf.Accel, Machine: machineName(version, conf),
 		LazyMemory: conf.Preload != "", PrivateMapping: conf.Preload != "", MaxVCPUs: 32,

@@ -23,7 +23,7 @@ func (v *VM) reason(e vmm.Exit) string {
 		}
 	}
 	if words := v.proc.Words(); words != "" {
-		text += fmt.Sprintf("; its last words: %q", lastLines(words, 30))
+		text += fmt.Sprintf("; its last words: %q", lastLines(words, 3))
 	}
 	return text
 }

@@ -1,0 +1,18 @@
+package qemu
+
+import (
+	"testing"
+	"time"
+)
+
+func TestTheTimeStampCountersFrequencyIsMeasured(t *testing.T) {
+	khz := tscKHz()
+	from, at := tscNow()
+	<-time.After(100 * time.Millisecond)
+	to, end := tscNow()
+	again := float64(to-from) / float64(end.Sub(at).Nanoseconds()) * 1e6
+	if ratio := float64(khz) / again; ratio < 0.999 || ratio > 1.001 {
+		t.Errorf("%d kHz, and %.0f kHz when measured again", khz, again)
+	}
+	t.Logf("%d kHz", khz)
+}
