@@ -43,8 +43,10 @@ type Reader struct {
 	offsets []int64 // of frames in the file
 }
 
-// tailSize is what Open reads of a file's end at once: footer and, of most builds, the index.
-const tailSize = 64 << 10
+// tailSize is how much Open reads of a file's end at once: footer and, unless it compresses very well, the index.
+func tailSize(fileSize int64) int64 {
+	return min(fileSize, max(4<<10, min(64<<10, fileSize/512)))
+}
 
 // Open reads what is needed to read a build, whose file has fileSize bytes. With the zero id, it is whatever build is there.
 // A *CorruptError says what is wrong with it; any other error is the source's.
@@ -60,7 +62,7 @@ func (r *Reader) open(ctx context.Context, fileSize int64) error {
 	if fileSize < prefixSize+footerSize {
 		return r.corrupt(-1, "%d bytes are too few for a build", fileSize)
 	}
-	prefix, tail := make([]byte, prefixSize), make([]byte, min(tailSize, fileSize))
+	prefix, tail := make([]byte, prefixSize), make([]byte, tailSize(fileSize))
 	if err := r.read(ctx, -1, tail, fileSize-int64(len(tail))); err != nil {
 		return err
 	}

@@ -122,7 +122,7 @@ func (s *Store) objectPath(key string) (string, *build, error) {
 		return s.buildPath(id), s.builds[id], nil
 	case len(parts) == 3 && parts[0] == "snapshots":
 		e := s.snaps[parts[1]]
-		if e == nil || e.doomed {
+		if e == nil {
 			return "", nil, unknown
 		}
 		switch parts[2] {

@@ -56,7 +56,7 @@ func TestFiftyGenerations(t *testing.T) {
 	const chain = 8
 	w := newWorld(t, func(c *snapstore.Config) { c.MaxChain = chain })
 	r := rand.New(rand.NewPCG(3, 1))
-	g := w.boot(16<<20, imageSize)
+	g := w.boot(8<<20, imageSize)
 	for i := range 50 {
 		g.write(r, 6, 30)
 		id := fmt.Sprintf("snap_%d", i)
