@@ -29,6 +29,8 @@ type Spec struct {
 	TAP string
 	// Files are inherited as descriptors 3, 4, ... They remain the caller's, who closes its own.
 	Files []*os.File
+	// Stdout is inherited as standard output, where that is not for last words. Nil: it is.
+	Stdout *os.File
 	// Cgroups are the cgroup.procs or tasks files of the cgroups to stand in; of version 2 one at most.
 	Cgroups []string
 	// Binds is what the room holds. RoomAt is an existing directory that the room may be built on; nobody else sees it.
@@ -54,8 +56,8 @@ func (s *Spec) check() error {
 		}
 	}
 	for _, b := range s.Binds {
-		if !filepath.IsAbs(b.Path) {
-			return fmt.Errorf("binds must be absolute paths, got %q", b.Path)
+		if !filepath.IsAbs(b.Path) || b.At != "" && !filepath.IsAbs(b.At) {
+			return fmt.Errorf("binds must be absolute paths, got %q at %q", b.Path, b.At)
 		}
 	}
 	if s.UID < 0 || s.GID < 0 {
@@ -131,6 +133,9 @@ func start(s *Spec, words *os.File) (pid, pidfd int, err error) {
 	}
 	defer null.Close()
 	fds := []uintptr{null.Fd(), words.Fd(), words.Fd()}
+	if s.Stdout != nil {
+		fds[1] = s.Stdout.Fd()
+	}
 	for _, f := range s.Files {
 		fds = append(fds, f.Fd())
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -397,5 +398,33 @@ func BenchmarkStart(b *testing.B) {
 		}
 		<-p.Done()
 		p.Close()
+	}
+}
+
+func TestPathsAndDevicesAreSeenElsewhere(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(file, []byte("stable\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := spec(t, "cat /here/name; echo x > /null && ls /dev")
+	s.Binds = append(s.Binds, launch.Bind{Path: file, At: "/here/name"}, launch.Bind{Path: "/dev/null", At: "/null"})
+	if out := ended(t, start(t, s)); out != "stable\nls: cannot access '/dev': No such file or directory" {
+		t.Errorf("it says %q", out)
+	}
+}
+
+func TestStandardOutputGoesElsewhere(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s := spec(t, "echo out; echo words >&2")
+	s.Stdout = w
+	words := ended(t, start(t, s))
+	w.Close()
+	out, err := io.ReadAll(r)
+	if err != nil || string(out) != "out\n" || words != "words" {
+		t.Errorf("standard output got %q (%v), the last words are %q", out, err, words)
 	}
 }

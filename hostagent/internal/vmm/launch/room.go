@@ -8,13 +8,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// Bind shows a path of the host to the process, at the same path.
+// Bind shows a path of the host to the process. A device is not shown but made anew: whoever may use it outside, the process may.
 type Bind struct {
 	Path string
+	// At is where the process sees it. Empty: at the same path.
+	At string
 	// Writable: the process may write there, as far as its user may. Otherwise nobody can.
 	Writable bool
 	// Optional: where the host does not have it, the process does not either.
@@ -33,9 +36,11 @@ func System() []Bind {
 // part is one bind on its way into the room.
 type part struct {
 	Bind
-	link  string // a symbolic link to this instead
-	isDir bool
-	tree  int // a mount that is nowhere yet; -1 for a link
+	link   string // a symbolic link to this instead
+	isDir  bool
+	device uint32 // type of the device at Path, in the bits of st_mode; 0 if it is none
+	number int    // the device's
+	tree   int    // a mount that is nowhere yet; -1 for a link and a device
 }
 
 // enterRoom gives the thread a mount namespace with nothing in it but the room.
@@ -66,7 +71,7 @@ func enterRoom(s *Spec) error {
 		}
 	}
 	for path, number := range devices {
-		if err := makeDevice(filepath.Join(s.RoomAt, path), number); err != nil {
+		if err := makeDevice(filepath.Join(s.RoomAt, path), unix.S_IFCHR, number); err != nil {
 			return fmt.Errorf("device %s: %w", path, err)
 		}
 	}
@@ -96,8 +101,12 @@ func openParts(binds []Bind) ([]*part, error) {
 	binds = slices.Clone(binds)
 	for i := range binds {
 		binds[i].Path = filepath.Clean(binds[i].Path)
+		if binds[i].At == "" {
+			binds[i].At = binds[i].Path
+		}
+		binds[i].At = filepath.Clean(binds[i].At)
 	}
-	slices.SortStableFunc(binds, func(a, b Bind) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortStableFunc(binds, func(a, b Bind) int { return strings.Compare(a.At, b.At) })
 	var parts []*part
 	for _, b := range binds {
 		if shown(parts, b) {
@@ -118,10 +127,9 @@ func openParts(binds []Bind) ([]*part, error) {
 // shown tells whether b is to be seen already, in a directory that is.
 func shown(parts []*part, b Bind) bool {
 	for _, p := range parts {
-		if p.Path == b.Path || strings.HasPrefix(b.Path, p.Path+"/") {
-			if p.Writable || !b.Writable {
-				return true
-			}
+		inside := p.At == b.At || strings.HasPrefix(b.At, p.At+"/")
+		if inside && b.Path == p.Path+strings.TrimPrefix(b.At, p.At) && (p.Writable || !b.Writable) {
+			return true
 		}
 	}
 	return false
@@ -136,6 +144,11 @@ func openPart(b Bind) (*part, error) {
 	if st.Mode()&fs.ModeSymlink != 0 {
 		p.link, err = os.Readlink(b.Path)
 		return p, err
+	}
+	if st.Mode()&fs.ModeDevice != 0 {
+		sys := st.Sys().(*syscall.Stat_t)
+		p.device, p.number = sys.Mode&unix.S_IFMT, int(sys.Rdev)
+		return p, nil
 	}
 	p.tree, err = unix.OpenTree(unix.AT_FDCWD, b.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
@@ -164,12 +177,15 @@ func closeParts(parts []*part) {
 
 // attach puts the part in its place in the room.
 func (p *part) attach(room string) error {
-	at := filepath.Join(room, p.Path)
+	at := filepath.Join(room, p.At)
 	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 		return err
 	}
 	if p.link != "" {
 		return os.Symlink(p.link, at)
+	}
+	if p.device != 0 {
+		return makeDevice(at, p.device, p.number)
 	}
 	if err := p.makePlace(at); err != nil {
 		return err
@@ -207,11 +223,11 @@ func numbers(paths []string) (map[string]int, error) {
 	return list, nil
 }
 
-func makeDevice(at string, number int) error {
+func makeDevice(at string, kind uint32, number int) error {
 	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mknod(at, unix.S_IFCHR|0o666, number); err != nil {
+	if err := unix.Mknod(at, kind|0o666, number); err != nil {
 		return err
 	}
 	return os.Chmod(at, 0o666) // whatever the umask
