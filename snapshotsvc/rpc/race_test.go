@@ -62,7 +62,7 @@ func newBucket(t *testing.T) registry.Store {
 
 func runRace(t *testing.T, f *fixture, hosts, rounds int) {
 	r := &race{fixture: f}
-	for range 8 {
+	for range 4 {
 		r.pool = append(r.pool, newBuild(20_000))
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -104,7 +104,7 @@ func (r *race) forever(ctx context.Context, do func(context.Context) error) {
 // round is what one host does: it saves a snapshot, resumes another, and drops one.
 func (r *race) round(ctx context.Context, holder string) error {
 	var builds []object
-	for _, at := range rand.Perm(len(r.pool))[:3] {
+	for _, at := range rand.Perm(len(r.pool))[:2] {
 		builds = append(builds, r.pool[at])
 	}
 	i := newPause(append(builds, newBuild(3000))...)
@@ -161,7 +161,7 @@ func (r *race) resume(ctx context.Context, i *image, holder string) error {
 // drop drops a snapshot, and keeps a few.
 func (r *race) drop(ctx context.Context) error {
 	r.mu.Lock()
-	if len(r.live) < 4 {
+	if len(r.live) < 2 {
 		r.mu.Unlock()
 		return nil
 	}
@@ -195,6 +195,44 @@ func (r *race) endsEmpty() {
 		if err := c.QueryRow(r.t.Context(), "SELECT count(*) FROM snapshot."+table).Scan(&n); err != nil || n != 0 {
 			r.t.Errorf("table %s has %d rows left, %v", table, n, err)
 		}
+	}
+}
+
+// lateStore holds deletions up.
+type lateStore struct {
+	registry.Store
+	begun, goOn chan struct{}
+}
+
+func (s lateStore) Delete(ctx context.Context, path string) error {
+	s.begun <- struct{}{}
+	<-s.goOn
+	return s.Store.Delete(ctx, path)
+}
+
+// The collector has decided to delete a build's bytes, and before it does, a new snapshot that names the build comes and is made durable.
+func TestADeletionThatComesLateHitsNothingNew(t *testing.T) {
+	f := newFixture(t)
+	late := lateStore{f.store, make(chan struct{}, 100), make(chan struct{})}
+	collector := registry.New(registry.Config{Index: f.index, Store: late, Log: slog.New(slog.DiscardHandler)})
+	build := newBuild(5000)
+	old := newPause(build)
+	f.save(old)
+	if _, err := f.reg.DropSnapshot(as(t, ""), &snapshotv1.DropSnapshotRequest{SnapshotId: old.id()}); err != nil {
+		t.Fatal(err)
+	}
+	collected := make(chan error, 1)
+	go func() { collected <- collector.Collect(context.Background()) }()
+	<-late.begun
+	i := newPause(build)
+	f.save(i)
+	close(late.goOn)
+	if err := <-collected; err != nil {
+		t.Fatal(err)
+	}
+	f.whole(i)
+	if len(f.paths()) != len(i.objects) {
+		t.Fatalf("left %v", f.paths())
 	}
 }
 
