@@ -109,53 +109,80 @@ func (s *Session) cached(w waiter) {
 	s.resolve(w)
 }
 
-// demand has the fault's unit filled, and more where faults come one after the other.
+// demand has the fault's unit filled, and has more brought in beside where faults come one after the other: a fault waits for
+// no more than its own unit.
 func (s *Session) demand(w waiter) {
 	s.note(w.off)
 	f := s.img.file.pageFile
-	fl, filled := f.join(w, s.ahead(w.off), flight{src: s.img.src, ctx: s.ctx, counts: &s.counts})
+	fl, filled := f.join(w, s.starts())
 	if filled {
 		s.cached(w)
 		return
 	}
 	s.cache.tally.filled.Add(1)
-	if fl == nil { // lands with who fills it
+	switch {
+	case fl == nil: // lands with who fills it
 		s.counts.add("cache", 1)
-		return
-	}
-	if fl.local = isLocal(fl.src, fl.first*f.unit, min(fl.last*f.unit, f.size)-fl.first*f.unit); fl.local {
+	case isLocal(fl.src, fl.first*f.unit, min(f.unit, f.size-fl.first*f.unit)):
+		fl.local = true
 		s.cache.run(f, fl)
+	default:
+		s.later(func() { s.cache.run(f, fl) })
+	}
+	unit := w.off / f.unit
+	if n := s.ahead(unit); n > 0 {
+		s.bringAhead(unit+1, n)
+	}
+}
+
+// starts is what every fill that this session starts begins with.
+func (s *Session) starts() flight {
+	return flight{src: s.img.src, ctx: s.ctx, counts: &s.counts}
+}
+
+// bringAhead fills units that nobody waits for yet.
+func (s *Session) bringAhead(first, units int64) {
+	f := s.img.file.pageFile
+	if first*f.unit >= f.size {
 		return
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.flights[first] != nil || f.has(first) {
+		return
+	}
+	fl := f.begin(first, units, s.starts())
 	s.later(func() { s.cache.run(f, fl) })
 }
 
-// later runs fn in a goroutine, with the session kept open.
+// later runs fn in a goroutine, with the session kept open. The caller is inside the gate: what is begun is ended even while the
+// session closes, because other sessions may wait for it.
 func (s *Session) later(fn func()) {
-	if !s.gate.enter() {
-		return
-	}
+	s.gate.again()
 	s.cache.pool.submit(func() {
 		defer s.gate.leave()
 		fn()
 	})
 }
 
-// ahead is how many units a fault is to bring in: twice what the last one did if it follows on.
-func (s *Session) ahead(off int64) int64 {
-	unit := s.img.file.unit
-	if unit == PageSize {
-		return 1
+// ahead is how many units are to be brought in after the one that a fault is in: none, or twice as many as last time if the fault
+// follows on what the last one brought in.
+func (s *Session) ahead(unit int64) int64 {
+	most := maxAhead / s.img.file.unit
+	if s.img.file.unit == PageSize {
+		return 0
 	}
-	n := off / unit
 	s.aheadMu.Lock()
 	defer s.aheadMu.Unlock()
-	if n == s.aheadNext && s.aheadUnits > 0 {
-		s.aheadUnits = min(2*s.aheadUnits, maxAhead/unit)
-	} else {
-		s.aheadUnits = 1
+	switch {
+	case unit == s.aheadEnd:
+		s.aheadUnits = min(max(2*s.aheadUnits, 1), most)
+	case unit >= s.aheadEnd-s.aheadUnits && unit < s.aheadEnd:
+		return 0 // it is on its way
+	default:
+		s.aheadUnits = 0
 	}
-	s.aheadNext = n + s.aheadUnits
+	s.aheadEnd = unit + 1 + s.aheadUnits
 	return s.aheadUnits
 }
 
@@ -173,7 +200,7 @@ func (s *Session) landed(w waiter, fl *flight, err error) {
 		s.serve(w) // a run that was data when asked first was zeros then
 	case fl.ctx.Err() != nil:
 		s.later(func() { s.serve(w) }) // who filled it has gone; this session reads for itself
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded) && fl.last-fl.first == 1:
 		s.fail(fmt.Errorf("memory of %s at offset %#x: the source has not answered in %v: %w", f.key, w.off, s.cache.conf.ReadTime, err))
 	default:
 		s.alone(w)

@@ -143,9 +143,9 @@ func (f *pageFile) view() ([]byte, error) {
 	return f.mapping, nil
 }
 
-// join makes w wait for the fill of its unit. If none is under way it returns a new one of up to so many units, which the
-// caller has to run; with filled true the page is there already, and nobody waits.
-func (f *pageFile) join(w waiter, units int64, start flight) (mine *flight, filled bool) {
+// join makes w wait for the fill of its unit. If none is under way it returns a new one, which the caller has to run; with filled
+// true the page is there already, and nobody waits.
+func (f *pageFile) join(w waiter, start flight) (mine *flight, filled bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.filled.has(w.off / PageSize) {
@@ -155,7 +155,7 @@ func (f *pageFile) join(w waiter, units int64, start flight) (mine *flight, fill
 		fl.waiters = append(fl.waiters, w)
 		return nil, false
 	}
-	mine = f.begin(w.off/f.unit, units, start)
+	mine = f.begin(w.off/f.unit, 1, start)
 	mine.waiters = append(mine.waiters, w)
 	return mine, false
 }

@@ -96,8 +96,9 @@ func (p *poller) work() {
 			if quit {
 				return
 			}
-			if s != nil {
+			if s != nil && s.gate.enter() {
 				s.later(func() { s.drain(make([]byte, batch*uffd.MessageSize)) })
+				s.gate.leave()
 			}
 		}
 		s, quit := p.find(events[0])

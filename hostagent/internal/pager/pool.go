@@ -50,7 +50,7 @@ func (p *pool) next() func() {
 // wait returns when all that was submitted has been done. Nothing is submitted any more.
 func (p *pool) wait() { p.wg.Wait() }
 
-// gate counts who is inside, and can be shut. One who is inside may enter again.
+// gate counts who is inside, and can be shut.
 type gate struct {
 	mu     sync.Mutex
 	inside int           // guarded by mu
@@ -69,6 +69,13 @@ func (g *gate) enter() bool {
 	}
 	g.inside++
 	return true
+}
+
+// again lets in another one for one who is inside, even if it is shut.
+func (g *gate) again() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside++
 }
 
 func (g *gate) leave() {

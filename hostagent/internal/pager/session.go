@@ -46,8 +46,8 @@ type Session struct {
 	failOnce sync.Once
 	err      error // written before failed is closed
 
-	aheadMu               sync.Mutex
-	aheadNext, aheadUnits int64 // guarded by aheadMu
+	aheadMu              sync.Mutex
+	aheadEnd, aheadUnits int64 // guarded by aheadMu; the unit after what was last brought in ahead, and how many those were
 
 	orderMu sync.Mutex
 	seen    *bitmap // blocks in order
