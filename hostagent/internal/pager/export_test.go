@@ -14,3 +14,6 @@ func DirtyPagesSlowly(pid int, addr, size uint64, fn func(off, length int64) err
 	defer pagemap.Close()
 	return scanSlowly(pagemap, addr, size, dirty, fn)
 }
+
+// CheckRegions is what a handshake's regions have to pass.
+var CheckRegions = checkRegions
