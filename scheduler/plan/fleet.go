@@ -69,6 +69,11 @@ func (v *View) Host(row int) Host {
 	return h
 }
 
+// ID is the id of a row's host, Address where its agent is, and State whether it takes sandboxes.
+func (v *View) ID(row int) string      { return v.hosts[row].ID }
+func (v *View) Address(row int) string { return v.hosts[row].Address }
+func (v *View) State(row int) State    { return v.state[row] }
+
 // Held is what is reserved on a host.
 func (v *View) Held(row int) Resources { return v.held[row] }
 

@@ -109,6 +109,9 @@ func (d *Daemon) Log() *slog.Logger { return d.log }
 // Telemetry has the daemon's providers of traces and metrics.
 func (d *Daemon) Telemetry() *telemetry.Telemetry { return d.tel }
 
+// Consul is the daemon's client of Consul; nil without Consul.
+func (d *Daemon) Consul() *consul.Client { return d.consul }
+
 // Draining is closed when the daemon begins to end. Handlers of streams that would go on for ever must return then, as others may
 // finish within the time that the configuration gives them.
 func (d *Daemon) Draining() <-chan struct{} { return d.draining }

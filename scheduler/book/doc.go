@@ -1,0 +1,12 @@
+// Package book is what a scheduler knows at this moment: hosts from their heartbeats, and the room that it has reserved on them.
+//
+// A host is known from its first heartbeat, lost when it has been silent for too long or its health check fails, and forgotten when it has been lost for very long.
+// A reservation holds room for one sandbox on one host. It ends when a heartbeat of that host shows the sandbox (whose room the host then counts
+// itself), when it is released, when the same sandbox is placed again, or by itself after a while.
+//
+// A Book is memory only: a scheduler that starts learns all hosts within one interval of heartbeats. Each of several schedulers has a Book of its own, which
+// knows nothing of the others' reservations. What they promise twice, the host refuses, and the sandbox is placed again without that host.
+//
+// Chosen: optimistic schedulers and the host's admission as the last word. Rejected: one leader, or reservations in a shared store, because a placement would
+// then cost a consensus write and wait for an election after a crash, only to avoid what hosts must check in any case.
+package book

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"sync"
+
+	"github.com/coveyhq/covey/scheduler/book"
+	"github.com/coveyhq/covey/scheduler/cordon"
+	"github.com/coveyhq/covey/scheduler/rpc"
+	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/consul"
+)
+
+// hostService is the host agents' name in Consul.
+const hostService = "covey-host"
+
+// Main is one running schedulerd.
+type Main struct {
+	daemon  *chassis.Daemon
+	book    *book.Book
+	cordons *cordon.Store
+	server  *rpc.Server
+}
+
+// newMain makes everything and listens to nothing yet. run must be called, which also releases it.
+func newMain(c Config) (*Main, error) {
+	d, err := chassis.New(c.Chassis)
+	if err != nil {
+		return nil, err
+	}
+	m := &Main{daemon: d, book: book.New(book.Config{Timing: c.Timing, Log: d.Log()})}
+	m.cordons = cordon.NewStore(d.Consul(), m.book)
+	m.server = rpc.Register(d.Server(), m.book, m.cordons, d.Draining())
+	return m, nil
+}
+
+// run serves until ctx ends.
+func (m *Main) run(ctx context.Context) error {
+	working, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var work sync.WaitGroup
+	work.Go(func() { m.book.Run(working) })
+	work.Go(func() { m.cordons.Run(working) })
+	work.Go(func() { m.daemon.Watch(working, hostService, m.checks) })
+	m.daemon.Defer(func() error {
+		stop()
+		work.Wait()
+		m.server.Wait()
+		return nil
+	})
+	return m.daemon.Run(ctx)
+}
+
+// checks takes over what Consul's health checks say of the hosts.
+func (m *Main) checks(list []consul.Instance, err error) {
+	if err != nil {
+		return // What was known stays in force.
+	}
+	failing := map[string]bool{}
+	for _, i := range list {
+		if id := i.Meta["host_id"]; id != "" && !i.Passing {
+			failing[id] = true
+		}
+	}
+	m.book.SetFailing(failing)
+}

@@ -1,0 +1,146 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	"github.com/coveyhq/covey/scheduler/book"
+	"github.com/coveyhq/covey/scheduler/plan"
+	"github.com/coveyhq/covey/services/chassis/apierr"
+)
+
+// Cordons remembers which hosts are cordoned.
+type Cordons interface {
+	Set(ctx context.Context, hostID string, cordoned bool) error
+}
+
+// Server serves both services of covey.scheduler.v1.
+type Server struct {
+	schedulerv1.UnimplementedSchedulerServiceServer
+	schedulerv1.UnimplementedHostsServiceServer
+	book     *book.Book
+	cordons  Cordons
+	draining <-chan struct{}
+	readers  sync.WaitGroup
+}
+
+// Register adds the services to a server. Heartbeat streams end when draining is closed.
+func Register(r grpc.ServiceRegistrar, b *book.Book, c Cordons, draining <-chan struct{}) *Server {
+	s := &Server{book: b, cordons: c, draining: draining}
+	schedulerv1.RegisterSchedulerServiceServer(r, s)
+	schedulerv1.RegisterHostsServiceServer(r, s)
+	return s
+}
+
+// Wait returns when nothing of the streams runs any more. Call it after the server has stopped.
+func (s *Server) Wait() { s.readers.Wait() }
+
+// Place implements schedulerv1.SchedulerServiceServer.
+func (s *Server) Place(ctx context.Context, p *schedulerv1.PlaceRequest) (*schedulerv1.PlaceResponse, error) {
+	r, err := toRequest("", p)
+	if err != nil {
+		return nil, err
+	}
+	placed, err := s.place(ctx, r)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &schedulerv1.PlaceResponse{HostId: placed.HostID, Address: placed.Address, ReservationId: placed.ReservationID}, nil
+}
+
+// place waits, while the scheduler is warming up, for hosts that it may not know yet.
+func (s *Server) place(ctx context.Context, r *plan.Request) (book.Placement, error) {
+	for {
+		changed := s.book.Changed()
+		placed, err := s.book.Place(r)
+		left := s.book.WarmUpLeft()
+		if err == nil || left == 0 {
+			return placed, err
+		}
+		warm, cancel := context.WithTimeout(ctx, left)
+		select {
+		case <-changed:
+		case <-warm.Done():
+		}
+		cancel()
+		if ctx.Err() != nil {
+			return placed, err
+		}
+	}
+}
+
+func toStatus(err error) error {
+	var none *plan.NoHostError
+	if !errors.As(err, &none) {
+		return err
+	}
+	reason := apierr.NoCapacity
+	if none.Hopeless {
+		reason = "NO_SUITABLE_HOST"
+	}
+	return apierr.E(codes.ResourceExhausted, reason, none.Error(), "asked", none.Asked.String(), "free", none.Free.String())
+}
+
+// ReleaseReservation implements schedulerv1.SchedulerServiceServer.
+func (s *Server) ReleaseReservation(_ context.Context, p *schedulerv1.ReleaseReservationRequest) (*schedulerv1.ReleaseReservationResponse, error) {
+	if p.GetReservationId() == "" {
+		return nil, apierr.Field("reservation_id", "is required")
+	}
+	s.book.Release(p.GetReservationId())
+	return &schedulerv1.ReleaseReservationResponse{}, nil
+}
+
+type beats = grpc.BidiStreamingServer[schedulerv1.HeartbeatRequest, schedulerv1.HeartbeatResponse]
+
+// Heartbeat implements schedulerv1.SchedulerServiceServer.
+func (s *Server) Heartbeat(stream beats) error {
+	in := make(chan *schedulerv1.HeartbeatRequest)
+	failed := make(chan error, 1)
+	// Recv returns at the latest when this handler has, so that the server waits for the reader and not the handler.
+	s.readers.Go(func() { failed <- read(stream, in) })
+	for {
+		select {
+		case p := <-in:
+			if err := s.beat(stream, p); err != nil {
+				return err
+			}
+		case err := <-failed:
+			return err
+		case <-s.draining:
+			return apierr.E(codes.Unavailable, "SHUTTING_DOWN", "this scheduler is shutting down; beat to another")
+		}
+	}
+}
+
+// read takes heartbeats in until the stream ends.
+func read(stream beats, in chan<- *schedulerv1.HeartbeatRequest) error {
+	for {
+		p, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case in <- p:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
+}
+
+func (s *Server) beat(stream beats, p *schedulerv1.HeartbeatRequest) error {
+	h, err := toHost(p.GetHost())
+	if err != nil {
+		return err
+	}
+	state := s.book.Beat(h, p.GetSandboxIds())
+	return stream.Send(&schedulerv1.HeartbeatResponse{State: states[state]})
+}
