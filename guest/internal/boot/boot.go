@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coveyhq/covey/guest/internal/identity"
 	"github.com/coveyhq/covey/guest/internal/lease"
 )
 
@@ -70,6 +71,9 @@ func prepare() error {
 	if err := offer(newRoot); err != nil {
 		return err
 	}
+	if err := mountIdentity(newRoot); err != nil {
+		return err
+	}
 	if err := switchRoot(); err != nil {
 		return err
 	}
@@ -116,6 +120,39 @@ func offer(root string) error {
 	}
 	if err := unix.Mount("/init", command, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("offer %s: %w", lease.Command, err)
+	}
+	return nil
+}
+
+// mountIdentity puts the files of the guest's identity into memory, with what the image has in them, and over those in
+// /etc. What is a link or missing there becomes an empty file, so that there is something to mount over.
+func mountIdentity(root string) error {
+	dir := filepath.Join(root, identity.Dir)
+	for _, d := range []string{dir, filepath.Join(root, "etc")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range identity.Names {
+		over, file := filepath.Join(root, "etc", name), filepath.Join(dir, name)
+		if st, err := os.Lstat(over); err != nil || !st.Mode().IsRegular() {
+			if err := os.RemoveAll(over); err != nil {
+				return err
+			}
+			if err := os.WriteFile(over, nil, 0o644); err != nil {
+				return err
+			}
+		}
+		content, err := os.ReadFile(over)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, content, 0o644); err != nil {
+			return err
+		}
+		if err := unix.Mount(file, over, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s over %s: %w", file, over, err)
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -29,6 +30,10 @@ func configureNetwork() error {
 	}
 	if _, err := os.Stat("/sys/class/net/eth0"); err != nil {
 		return nil // a VM without a network device
+	}
+	// Without IPv6 on it, nothing is announced and probed in the background; programs still have ::1.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	if err := setAddress(fd, unix.SIOCSIFADDR, "eth0", guestIP); err != nil {
 		return err

@@ -1,16 +1,18 @@
 // Package identity makes a restored guest unlike every other of its snapshot: clock, randomness, names.
 //
-// Nothing here starts a process or waits for the disk: it runs between the restore and the first answer.
+// All of it runs between the restore and the first answer, when under emulation each piece of code that runs for the first
+// time costs microseconds. So nothing here starts a process, looks for a path, or touches the disk's filesystem: the files
+// of the identity are in memory, opened beforehand, and init has mounted them over those in /etc, as container engines do.
+// The cost: such a file cannot be renamed over, and what is written to it is no part of a snapshot of the disk alone.
 package identity
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 	"unsafe"
@@ -43,8 +45,6 @@ type Identity struct {
 	Nameservers         []string
 }
 
-var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$`)
-
 // Validate says what is wrong with it.
 func (i *Identity) Validate() error {
 	if i.Now.Unix() <= 0 {
@@ -53,10 +53,10 @@ func (i *Identity) Validate() error {
 	if len(i.Entropy) < MinEntropy {
 		return &FieldError{"entropy", fmt.Sprintf("must be at least %d bytes, got %d", MinEntropy, len(i.Entropy))}
 	}
-	if i.Hostname != "" && !hostname.MatchString(i.Hostname) {
+	if i.Hostname != "" && !isHostname(i.Hostname) {
 		return &FieldError{"hostname", fmt.Sprintf("must be 1 to 64 letters, digits, dots and dashes, got %q", i.Hostname)}
 	}
-	if id, err := hex.DecodeString(i.MachineID); i.MachineID != "" && (err != nil || len(id) != 16) {
+	if i.MachineID != "" && !isMachineID(i.MachineID) {
 		return &FieldError{"machine_id", fmt.Sprintf("must be 32 hexadecimal digits, got %q", i.MachineID)}
 	}
 	for _, n := range i.Nameservers {
@@ -67,12 +67,69 @@ func (i *Identity) Validate() error {
 	return nil
 }
 
-// Guest is where an identity is put. The zero value is the guest itself; tests have another Root and Kernel.
+func isHostname(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		inside := i > 0 && i < len(s)-1 && (c == '-' || c == '.')
+		if !inside && (c < '0' || c > '9') && (c|0x20 < 'a' || c|0x20 > 'z') {
+			return false
+		}
+	}
+	return len(s) <= 64
+}
+
+func isMachineID(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c|0x20 < 'a' || c|0x20 > 'f') {
+			return false
+		}
+	}
+	return len(s) == 32
+}
+
+// Dir is where the guest's files of its identity are, and Names what they are called there and in /etc.
+const Dir = "/run/covey/etc"
+
+// Names of the files, as in /etc.
+var Names = []string{"hostname", "hosts", "machine-id", "resolv.conf"}
+
+// Guest is where an identity is put.
 type Guest struct {
-	// Root is put before the paths of files.
-	Root string
-	// Kernel is what the system calls do; nil means they are made.
-	Kernel Kernel
+	kernel                               Kernel
+	hostname, hosts, machineID, resolver *os.File
+}
+
+// Open opens the files of Names in dir, or makes them. A nil kernel is the one that we run on.
+func Open(dir string, kernel Kernel) (*Guest, error) {
+	g := &Guest{kernel: kernel}
+	if kernel == nil {
+		random, err := os.Open("/dev/urandom")
+		if err != nil {
+			return nil, err
+		}
+		g.kernel = system{random}
+	}
+	for i, f := range []**os.File{&g.hostname, &g.hosts, &g.machineID, &g.resolver} {
+		var err error
+		if *f, err = os.OpenFile(filepath.Join(dir, Names[i]), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+			return nil, errors.Join(err, g.Close())
+		}
+	}
+	return g, nil
+}
+
+// Close lets go of the files.
+func (g *Guest) Close() error {
+	var errs []error
+	for _, f := range []*os.File{g.hostname, g.hosts, g.machineID, g.resolver} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	if k, ok := g.kernel.(system); ok {
+		errs = append(errs, k.random.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // Kernel is what of an identity the kernel keeps.
@@ -91,94 +148,100 @@ type Attestation struct {
 	MachineID, Hostname string
 }
 
-// SetClockAndEntropy does what needs no file: it may run while the filesystem is frozen.
-func (g Guest) SetClockAndEntropy(i *Identity) (step time.Duration, err error) {
-	if step, err = g.kernel().SetTime(i.Now); err != nil {
+// SetClockAndEntropy does what concerns the kernel's state alone.
+func (g *Guest) SetClockAndEntropy(i *Identity) (step time.Duration, err error) {
+	if step, err = g.kernel.SetTime(i.Now); err != nil {
 		return 0, fmt.Errorf("set the clock: %w", err)
 	}
-	if err := g.kernel().AddEntropy(i.Entropy); err != nil {
+	if err := g.kernel.AddEntropy(i.Entropy); err != nil {
 		return 0, fmt.Errorf("add entropy: %w", err)
 	}
 	return step, nil
 }
 
 // SetNames gives the guest its names.
-func (g Guest) SetNames(i *Identity) (a Attestation, err error) {
+func (g *Guest) SetNames(i *Identity) (a Attestation, err error) {
 	if i.Hostname != "" {
-		if err := g.kernel().SetHostname(i.Hostname); err != nil {
+		if err := g.kernel.SetHostname(i.Hostname); err != nil {
 			return a, fmt.Errorf("set the hostname: %w", err)
 		}
-		err := errors.Join(g.write("/etc/hostname", []byte(i.Hostname+"\n")), g.nameInHosts(i.Hostname))
-		if err != nil {
+		if err := Overwrite(g.hostname, []byte(i.Hostname+"\n")); err != nil {
+			return a, err
+		}
+		if err := g.nameInHosts(i.Hostname); err != nil {
 			return a, err
 		}
 	}
 	if i.MachineID != "" {
-		if err := g.write("/etc/machine-id", []byte(strings.ToLower(i.MachineID)+"\n")); err != nil {
+		if err := Overwrite(g.machineID, []byte(strings.ToLower(i.MachineID)+"\n")); err != nil {
 			return a, err
 		}
 	}
 	if len(i.Nameservers) > 0 {
-		var b bytes.Buffer
+		var b []byte
 		for _, n := range i.Nameservers {
-			fmt.Fprintf(&b, "nameserver %s\n", n)
+			b = append(append(append(b, "nameserver "...), n...), '\n')
 		}
-		if err := g.write("/etc/resolv.conf", b.Bytes()); err != nil {
+		if err := Overwrite(g.resolver, b); err != nil {
 			return a, err
 		}
 	}
-	id, err := os.ReadFile(filepath.Join(g.Root, "/etc/machine-id"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	id, err := read(g.machineID)
+	if err != nil {
 		return a, err
 	}
-	a.MachineID = strings.TrimSpace(string(id))
-	a.Hostname, err = g.kernel().Hostname()
+	a.MachineID = string(bytes.TrimSpace(id))
+	a.Hostname, err = g.kernel.Hostname()
 	return a, err
 }
 
 // ownAddress is where Debian's /etc/hosts has the host's own name, so that sudo and others find it without DNS.
-const ownAddress = "127.0.1.1"
+var ownAddress = []byte("127.0.1.1")
 
-func (g Guest) nameInHosts(name string) error {
-	old, err := os.ReadFile(filepath.Join(g.Root, "/etc/hosts"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+func (g *Guest) nameInHosts(name string) error {
+	old, err := read(g.hosts)
+	if err != nil {
 		return err
 	}
-	var b bytes.Buffer
+	b := make([]byte, 0, len(old)+len(ownAddress)+len(name)+3)
 	for line := range bytes.Lines(old) {
-		if f := bytes.Fields(line); len(f) == 0 || string(f[0]) != ownAddress {
-			b.Write(line)
+		if !bytes.HasPrefix(line, ownAddress) {
+			b = append(b, line...)
 		}
 	}
-	if n := b.Len(); n > 0 && b.Bytes()[n-1] != '\n' {
-		b.WriteByte('\n')
+	if n := len(b); n > 0 && b[n-1] != '\n' {
+		b = append(b, '\n')
 	}
-	fmt.Fprintf(&b, "%s\t%s\n", ownAddress, name)
-	return g.write("/etc/hosts", b.Bytes())
+	b = append(append(append(append(b, ownAddress...), '\t'), name...), '\n')
+	return Overwrite(g.hosts, b)
 }
 
-// write writes a file unless it has this content already: a block that is not written is not in the next snapshot. The file
-// is replaced, so that a reader never sees half, and a link that the guest's user put there is not followed.
-func (g Guest) write(path string, content []byte) error {
-	full := filepath.Join(g.Root, path)
-	if old, err := os.ReadFile(full); err == nil && bytes.Equal(old, content) {
-		return nil
+// maxRead bounds what is read of a file that anybody in the guest may have made long.
+const maxRead = 64 << 10
+
+func read(f *os.File) ([]byte, error) {
+	b := make([]byte, 512)
+	for n := 0; ; b = append(b, make([]byte, len(b))...) {
+		m, err := f.ReadAt(b[n:], int64(n))
+		if n += m; errors.Is(err, io.EOF) || n >= maxRead {
+			return b[:n], nil
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
-	if err := os.WriteFile(full+".covey", content, 0o644); err != nil {
+}
+
+// Overwrite replaces an open file's content.
+func Overwrite(f *os.File, content []byte) error {
+	if _, err := f.WriteAt(content, 0); err != nil {
 		return err
 	}
-	return os.Rename(full+".covey", full)
-}
-
-func (g Guest) kernel() Kernel {
-	if g.Kernel == nil {
-		return system{}
-	}
-	return g.Kernel
+	return f.Truncate(int64(len(content)))
 }
 
 // system is the kernel that we run on.
-type system struct{}
+type system struct{ random *os.File }
 
 func (system) SetTime(t time.Time) (time.Duration, error) {
 	// Round(0) drops the monotonic reading: the wall clocks are compared.
@@ -197,22 +260,18 @@ type entropyInfo struct {
 }
 
 // AddEntropy credits the kernel's generator and makes it reseed at once: until then clones would go on with the same keys.
-func (system) AddEntropy(b []byte) error {
-	fd, err := unix.Open("/dev/urandom", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
+func (s system) AddEntropy(b []byte) error {
+	fd := s.random.Fd()
 	for len(b) > 0 {
 		var info entropyInfo
 		n := copy(info.buf[:], b)
 		info.size, info.bits = int32(n), int32(8*n)
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info))); errno != 0 {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info))); errno != 0 {
 			return fmt.Errorf("RNDADDENTROPY: %w", errno)
 		}
 		b = b[n:]
 	}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.RNDRESEEDCRNG, 0); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.RNDRESEEDCRNG, 0); errno != 0 {
 		return fmt.Errorf("RNDRESEEDCRNG: %w", errno)
 	}
 	return nil

@@ -2,10 +2,9 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -30,9 +29,9 @@ type guestService struct {
 	leases  *lease.Keeper
 	root    *freeze.Filesystem
 	usage   usage.Reader
-	guest   identity.Guest
-	// memory is the file that keeps the identity while guestd itself is started again.
-	memory string
+	guest   *identity.Guest
+	// memory keeps the identity while guestd itself is started again.
+	memory *os.File
 	// shutdown ends the VM.
 	shutdown func() error
 	// kernel and bootID do not change while guestd runs.
@@ -130,27 +129,18 @@ func (s *guestService) remember(r *guestv1.AfterRestoreRequest) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.memory+".new", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(s.memory+".new", s.memory)
+	return identity.Overwrite(s.memory, b)
 }
 
 // recall finds the identity that a former guestd was given.
 func (s *guestService) recall() error {
-	if err := os.MkdirAll(filepath.Dir(s.memory), 0o755); err != nil {
-		return err
-	}
-	b, err := os.ReadFile(s.memory)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	b, err := io.ReadAll(s.memory)
+	if err != nil || len(b) == 0 {
 		return err
 	}
 	r := &guestv1.AfterRestoreRequest{}
 	if err := proto.Unmarshal(b, r); err != nil {
-		return fmt.Errorf("%s: %w", s.memory, err)
+		return fmt.Errorf("%s: %w", s.memory.Name(), err)
 	}
 	s.table.SetEnv(r.GetEnv())
 	s.mu.Lock()

@@ -7,6 +7,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -29,9 +30,11 @@ import (
 type Config struct {
 	Accounts account.Database
 	Usage    usage.Reader
-	Guest    identity.Guest
 	// Filesystem is a directory on the filesystem that Quiesce freezes.
 	Filesystem string
+	// Identity is the directory of the identity's files, see identity.Dir; Kernel what it sets, nil for the one that we run on.
+	Identity string
+	Kernel   identity.Kernel
 	// LeaseSocket and Memory are paths, see lease.Socket and guestService.memory.
 	LeaseSocket, Memory string
 	// Shutdown ends the VM.
@@ -43,27 +46,39 @@ type Server struct {
 	grpc    *grpc.Server
 	clients *clients
 	table   *process.Table
-	leases  *lease.Keeper
-	root    *freeze.Filesystem
+	closers []io.Closer // in the order that they were opened
 }
 
 // New makes a server that does not serve yet.
-func New(c Config) (*Server, error) {
-	s := &Server{clients: newClients()}
-	var err error
+func New(c Config) (s *Server, err error) {
+	s = &Server{clients: newClients()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
 	if s.table, err = process.NewTable(c.Accounts); err != nil {
 		return nil, err
 	}
-	if s.root, err = freeze.Open(c.Filesystem); err != nil {
-		return nil, errors.Join(err, s.Close())
+	g := &guestService{table: s.table, clients: s.clients, usage: c.Usage, shutdown: c.Shutdown, kernel: usage.KernelRelease(), bootID: usage.BootID()}
+	if g.root, err = freeze.Open(c.Filesystem); err != nil {
+		return nil, err
 	}
-	if s.leases, err = lease.Listen(c.LeaseSocket); err != nil {
-		return nil, errors.Join(fmt.Errorf("leases: %w", err), s.Close())
+	s.closers = append(s.closers, g.root)
+	if g.leases, err = lease.Listen(c.LeaseSocket); err != nil {
+		return nil, fmt.Errorf("leases: %w", err)
 	}
-	g := &guestService{table: s.table, clients: s.clients, leases: s.leases, root: s.root, usage: c.Usage, guest: c.Guest, memory: c.Memory,
-		shutdown: c.Shutdown, kernel: usage.KernelRelease(), bootID: usage.BootID()}
+	s.closers = append(s.closers, g.leases)
+	if g.guest, err = identity.Open(c.Identity, c.Kernel); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	s.closers = append(s.closers, g.guest)
+	if g.memory, err = os.OpenFile(c.Memory, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, g.memory)
 	if err := g.recall(); err != nil {
-		return nil, errors.Join(fmt.Errorf("identity: %w", err), s.Close())
+		fmt.Fprintln(os.Stderr, "guestd: the identity is lost:", err)
 	}
 	s.grpc = grpc.NewServer(options()...)
 	guestv1.RegisterGuestServiceServer(s.grpc, g)
@@ -87,6 +102,8 @@ func options() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connectionWindow),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer),
+		// A worker's stack has grown already; a goroutine for each call would have to grow its own.
+		grpc.NumStreamWorkers(1),
 		// The host may ask whether the guest lives as often as it likes.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 1, PermitWithoutStream: true}),
 	}
@@ -102,18 +119,17 @@ func (s *Server) Close() error {
 	if s.grpc != nil {
 		s.grpc.Stop()
 	}
-	s.table.Close()
-	var err error
-	if s.leases != nil {
-		err = s.leases.Close()
+	if s.table != nil {
+		s.table.Close()
 	}
-	if s.root != nil {
-		err = errors.Join(err, s.root.Close())
+	var errs []error
+	for _, c := range s.closers {
+		errs = append(errs, c.Close())
 	}
-	return err
+	return errors.Join(errs...)
 }
 
-// Paths of the guest.
+// memory is where the guest's memory of its identity is, see guestService.memory.
 const memory = "/run/covey/identity"
 
 // Main serves the guest that it runs in until it is told to end.
@@ -122,7 +138,7 @@ func Main(addr string) error {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
 		fmt.Fprintln(os.Stderr, "guestd: not protected from the lack of memory:", err)
 	}
-	s, err := New(Config{Filesystem: "/", LeaseSocket: lease.Socket, Memory: memory, Shutdown: tellInit})
+	s, err := New(Config{Filesystem: "/", Identity: identity.Dir, LeaseSocket: lease.Socket, Memory: memory, Shutdown: tellInit})
 	if err != nil {
 		return err
 	}
