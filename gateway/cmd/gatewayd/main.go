@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/coveyhq/covey/gateway/internal/gateway"
 )
 
 func main() {
@@ -34,13 +36,13 @@ func run(ctx context.Context, args []string) error {
 	if *path == "" || flags.NArg() > 0 {
 		return errors.New("usage: gatewayd --config FILE")
 	}
-	conf, err := loadConfig(*path)
+	conf, err := gateway.LoadConfig(*path)
 	if err != nil {
 		return err
 	}
-	m, err := newMain(conf)
+	g, err := gateway.New(conf)
 	if err != nil {
 		return err
 	}
-	return m.daemon.Run(ctx)
+	return g.Daemon.Run(ctx)
 }

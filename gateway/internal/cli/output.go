@@ -17,7 +17,7 @@ func (a *app) show(m proto.Message, table func()) error {
 		table()
 		return nil
 	}
-	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
 	if err != nil {
 		return err
 	}
@@ -74,6 +74,15 @@ func dash(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// clip shortens a text to n characters.
+func clip(s string, n int) string {
+	r := []rune(s)
+	if len(r) <= n {
+		return s
+	}
+	return string(r[:n-1]) + "…"
 }
 
 // labels parses key=value flags.

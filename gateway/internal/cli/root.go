@@ -65,25 +65,68 @@ func (a *app) code(err error) int {
 	return 1
 }
 
-// explain makes a status readable: its message, what to do, and the request id to look for in the logs.
+// explain makes a status readable: its message, what to do next, and the request id to look for in the logs.
 func explain(err error) string {
 	s, ok := status.FromError(err)
 	if !ok {
 		return err.Error()
 	}
 	msg := s.Message()
+	info := infoOf(s)
+	if id := info.GetMetadata()["request_id"]; id != "" && !strings.Contains(msg, id) {
+		msg += " (request " + id + ")"
+	}
+	if next := nextStep(s, info); next != "" {
+		msg += "\n" + next
+	}
+	return msg
+}
+
+func infoOf(s *status.Status) *errdetails.ErrorInfo {
 	for _, d := range s.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetMetadata()["request_id"] != "" {
-			msg += " (request " + info.GetMetadata()["request_id"] + ")"
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info
 		}
+	}
+	return nil
+}
+
+// nextStep is what to do about an error, where that is known.
+func nextStep(s *status.Status, info *errdetails.ErrorInfo) string {
+	switch info.GetReason() {
+	case "SANDBOX_NOT_FOUND":
+		return "`covey ls` lists the sandboxes that there are."
+	case "TEMPLATE_NOT_FOUND", "SNAPSHOT_NOT_FOUND":
+		return "`covey snapshot ls` lists the templates."
+	case "NO_CAPACITY":
+		return "`covey place --explain` says why; `covey pause` or `covey rm` makes room."
+	case "SANDBOX_NOT_RUNNING", "NOT_RUNNING":
+		if strings.Contains(s.Message(), "PAUSED") {
+			return "`covey resume` starts it again."
+		}
+	case "MISSING_SCOPE":
+		return "`covey keys create --scope` makes a key that may, with a key of scope admin."
 	}
 	switch s.Code() {
 	case codes.Unavailable:
-		return "the gateway cannot be reached: " + msg + "\nIs it running? `make up` starts a local mesh; --url or COVEY_URL names another."
+		if info == nil { // Not an answer of the gateway: there was none.
+			return "The gateway cannot be reached. Is it running? `make up` starts a local mesh; --url or COVEY_URL names another."
+		}
+		return "A part of the mesh is out of reach; try again."
 	case codes.Unauthenticated:
-		return msg + "\nSet COVEY_API_KEY or --api-key to a valid key."
+		return "Set COVEY_API_KEY or --api-key to a valid key."
+	case codes.Unimplemented:
+		if info == nil {
+			return "Is this the gateway? --url or COVEY_URL names it."
+		}
 	}
-	return msg
+	return ""
+}
+
+// sandboxMissing tells that a NOT_FOUND is about the sandbox and not about what is in it.
+func sandboxMissing(err error) bool {
+	s, _ := status.FromError(err)
+	return strings.HasPrefix(infoOf(s).GetReason(), "SANDBOX_")
 }
 
 func (a *app) root() *cobra.Command {
@@ -105,7 +148,7 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(a.runCmd(), a.createCmd(), a.listCmd(), a.getCmd(), a.removeCmd(), a.execCmd(), a.shellCmd(), a.copyCmd(),
 		a.logsCmd(), a.processesCmd(), a.pauseCmd(), a.resumeCmd(), a.forkCmd(), a.pingCmd(), a.receiptCmd(), a.watchCmd(), a.snapshotCmd(),
-		a.hostsCmd(), a.placeCmd(), a.keysCmd())
+		a.hostsCmd(), a.placeCmd(), a.keysCmd(), a.attachCmd(), a.killCmd())
 	return root
 }
 

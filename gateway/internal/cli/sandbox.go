@@ -60,7 +60,11 @@ func (a *app) createCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			res, err := a.c.sandboxes.CreateSandbox(cmd.Context(), req)
+			var res *sandboxv1.CreateSandboxResponse
+			err = a.while("Starting a sandbox", func() (err error) {
+				res, err = a.c.sandboxes.CreateSandbox(cmd.Context(), req)
+				return err
+			})
 			if err != nil {
 				return err
 			}
@@ -150,10 +154,7 @@ func (a *app) getCmd() *cobra.Command {
 					{"last active", ago(s.GetLastActiveTime())}, {"timeout", fmt.Sprintf("%d s", s.GetTimeoutSec())},
 					{"snapshot", dash(s.GetSnapshotId())}, {"forked from", dash(s.GetParentId())},
 				}
-				for k, v := range s.GetMetadata() {
-					rows = append(rows, []string{"label " + k, v})
-				}
-				a.table("FIELD VALUE", rows)
+				a.table("FIELD VALUE", append(rows, labelRows(s.GetMetadata())...))
 			})
 		},
 	}
@@ -200,7 +201,11 @@ func (a *app) pauseCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			return a.each(argv, func(id string) error {
 				began := time.Now()
-				res, err := a.c.sandboxes.PauseSandbox(cmd.Context(), &sandboxv1.PauseSandboxRequest{SandboxId: id})
+				var res *sandboxv1.PauseSandboxResponse
+				err := a.while("Pausing "+id, func() (err error) {
+					res, err = a.c.sandboxes.PauseSandbox(cmd.Context(), &sandboxv1.PauseSandboxRequest{SandboxId: id})
+					return err
+				})
 				if err != nil {
 					return err
 				}
@@ -223,7 +228,11 @@ func (a *app) resumeCmd() *cobra.Command {
 			}
 			return a.each(argv, func(id string) error {
 				began := time.Now()
-				res, err := a.c.sandboxes.ResumeSandbox(cmd.Context(), &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host, RestorePolicy: p})
+				var res *sandboxv1.ResumeSandboxResponse
+				err := a.while("Resuming "+id, func() (err error) {
+					res, err = a.c.sandboxes.ResumeSandbox(cmd.Context(), &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host, RestorePolicy: p})
+					return err
+				})
 				if err != nil {
 					return err
 				}
@@ -260,7 +269,11 @@ func (a *app) forkCmd() *cobra.Command {
 				return err
 			}
 			req.SandboxId = argv[0]
-			res, err := a.c.sandboxes.ForkSandbox(cmd.Context(), req)
+			var res *sandboxv1.ForkSandboxResponse
+			err = a.while("Copying "+argv[0], func() (err error) {
+				res, err = a.c.sandboxes.ForkSandbox(cmd.Context(), req)
+				return err
+			})
 			if err != nil {
 				return err
 			}

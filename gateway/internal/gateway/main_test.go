@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"bytes"
@@ -16,14 +16,15 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/coveyhq/covey/gateway/internal/gateway"
 	"github.com/coveyhq/covey/gateway/internal/meshtest"
 	"github.com/coveyhq/covey/services/chassis"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// gateway is a running gatewayd on a fake mesh.
-type gateway struct {
+// running is a running gatewayd on a fake mesh.
+type running struct {
 	*meshtest.Mesh
 	t    testing.TB
 	url  string
@@ -32,24 +33,24 @@ type gateway struct {
 }
 
 // start runs the real program on port 0.
-func start(t testing.TB) *gateway {
+func start(t testing.TB) *running {
 	t.Helper()
 	mesh := meshtest.Start(t)
-	var c Config
+	var c gateway.Config
 	c.Chassis = chassis.Config{Service: "covey-gateway", Peers: map[string][]string{
 		"covey-sandbox": {mesh.Addr}, "covey-scheduler": {mesh.Addr}, "covey-snapshot": {mesh.Addr},
 	}}
-	m, err := newMain(c, chassis.WithLogOutput(t.Output()))
+	m, err := gateway.New(c, chassis.WithLogOutput(t.Output()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.daemon.Listen(); err != nil {
+	if err := m.Daemon.Listen(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- m.daemon.Run(ctx) }()
-	g := &gateway{Mesh: mesh, t: t, addr: m.daemon.Addr(), url: "http://" + m.daemon.Addr()}
+	go func() { done <- m.Daemon.Run(ctx) }()
+	g := &running{Mesh: mesh, t: t, addr: m.Daemon.Addr(), url: "http://" + m.Daemon.Addr()}
 	g.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -70,7 +71,7 @@ func as(t testing.TB, key string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+key)
 }
 
-func (g *gateway) dial() *grpc.ClientConn {
+func (g *running) dial() *grpc.ClientConn {
 	g.t.Helper()
 	c, err := grpc.NewClient(g.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -112,7 +113,7 @@ func (a answer) problem(t testing.TB) (p struct {
 }
 
 // do sends a request with the administrator's key, unless a header says otherwise.
-func (g *gateway) do(method, path string, body io.Reader, header ...string) answer {
+func (g *running) do(method, path string, body io.Reader, header ...string) answer {
 	g.t.Helper()
 	req, err := http.NewRequestWithContext(g.t.Context(), method, g.url+path, body)
 	if err != nil {
@@ -137,7 +138,7 @@ func (g *gateway) do(method, path string, body io.Reader, header ...string) answ
 }
 
 // post sends JSON.
-func (g *gateway) post(path, body string, header ...string) answer {
+func (g *running) post(path, body string, header ...string) answer {
 	g.t.Helper()
 	return g.do("POST", path, strings.NewReader(body), append([]string{"Content-Type", "application/json"}, header...)...)
 }

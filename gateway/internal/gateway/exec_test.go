@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"context"
@@ -20,7 +20,7 @@ type socket struct {
 	ctx context.Context
 }
 
-func (g *gateway) socket(sandbox string, protocols ...string) *socket {
+func (g *running) socket(sandbox string, protocols ...string) *socket {
 	g.t.Helper()
 	ctx, cancel := context.WithTimeout(g.t.Context(), 20*time.Second)
 	g.t.Cleanup(cancel)

@@ -1,4 +1,8 @@
-package main
+// Package gateway is gatewayd: it joins keys, data plane, REST and native gRPC on one port of one chassis.
+//
+// An HTTP/2 connection is gRPC's from its first byte, any other one is HTTP's (chassis.WithHTTP): neither goes through the other's server. Rejected:
+// grpc.Server as an http.Handler, which is slower and lacks half of its options.
+package gateway
 
 import (
 	"context"
@@ -22,78 +26,79 @@ import (
 	"github.com/coveyhq/covey/services/chassis/relay"
 )
 
-// Main is one gatewayd. Its daemon must be run or closed.
-type Main struct {
-	daemon *chassis.Daemon
-	keys   *access.Keys
-	hosts  *dataplane.Hosts
-	web    *rest.Server
+// Gateway is one gatewayd. Its Daemon must be run or closed.
+type Gateway struct {
+	Daemon *chassis.Daemon
+
+	keys  *access.Keys
+	hosts *dataplane.Hosts
+	web   *rest.Server
 
 	sandboxes, scheduler, snapshots *grpc.ClientConn
 }
 
-// newMain makes everything and listens to nothing yet.
-func newMain(c Config, opts ...chassis.Option) (_ *Main, err error) {
-	m := &Main{}
+// New makes everything and listens to nothing yet.
+func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
+	g := &Gateway{}
 	// What the daemon calls is made of the daemon's connections; nothing calls before it runs.
 	passing := relay.New(dataplane.Allowed, func(ctx context.Context, method, id string, refresh bool) (*grpc.ClientConn, func(), error) {
-		return m.hosts.Resolve(ctx, method, id, refresh)
+		return g.hosts.Resolve(ctx, method, id, refresh)
 	}, relay.Hooks{})
 	opts = append([]chassis.Option{
 		chassis.WithPublic(), chassis.WithRelay(passing),
-		chassis.WithAuth(func(ctx context.Context, method string) (context.Context, error) { return m.keys.Auth(ctx, method) }),
-		chassis.WithHTTP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.web.ServeHTTP(w, r) })),
+		chassis.WithAuth(func(ctx context.Context, method string) (context.Context, error) { return g.keys.Auth(ctx, method) }),
+		chassis.WithHTTP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.web.ServeHTTP(w, r) })),
 	}, opts...)
-	if m.daemon, err = chassis.New(c.Chassis, opts...); err != nil {
+	if g.Daemon, err = chassis.New(c.Chassis, opts...); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.daemon.Close())
+			err = errors.Join(err, g.Daemon.Close())
 		}
 	}()
-	if err := m.dial(); err != nil {
+	if err := g.dial(); err != nil {
 		return nil, err
 	}
-	locator := sandboxv1.NewLocatorServiceClient(m.sandboxes)
-	m.keys = access.New(lookup(locator))
-	m.hosts = dataplane.NewHosts(locator, m.daemon.DialAddr)
-	if m.web, err = rest.New(m.restConfig()); err != nil {
+	locator := sandboxv1.NewLocatorServiceClient(g.sandboxes)
+	g.keys = access.New(lookup(locator))
+	g.hosts = dataplane.NewHosts(locator, g.Daemon.DialAddr)
+	if g.web, err = rest.New(g.restConfig()); err != nil {
 		return nil, err
 	}
-	m.daemon.Defer(func() error {
-		m.web.Wait()
+	g.Daemon.Defer(func() error {
+		g.web.Wait()
 		return nil
 	})
-	s := m.daemon.Server()
-	forward.Register(s, m.keys.Guard(m.sandboxes), &sandboxv1.SandboxService_ServiceDesc, &sandboxv1.KeyService_ServiceDesc)
-	forward.Register(s, m.keys.Guard(m.snapshots), &snapshotv1.SnapshotService_ServiceDesc)
-	forward.Register(s, m.keys.Guard(m.scheduler), &schedulerv1.HostsService_ServiceDesc)
-	return m, nil
+	s := g.Daemon.Server()
+	forward.Register(s, g.keys.Guard(g.sandboxes), &sandboxv1.SandboxService_ServiceDesc, &sandboxv1.KeyService_ServiceDesc)
+	forward.Register(s, g.keys.Guard(g.snapshots), &snapshotv1.SnapshotService_ServiceDesc)
+	forward.Register(s, g.keys.Guard(g.scheduler), &schedulerv1.HostsService_ServiceDesc)
+	return g, nil
 }
 
-func (m *Main) dial() (err error) {
+func (g *Gateway) dial() (err error) {
 	for service, conn := range map[string]**grpc.ClientConn{
-		"covey-sandbox": &m.sandboxes, "covey-scheduler": &m.scheduler, "covey-snapshot": &m.snapshots,
+		"covey-sandbox": &g.sandboxes, "covey-scheduler": &g.scheduler, "covey-snapshot": &g.snapshots,
 	} {
-		if *conn, err = m.daemon.Dial(service); err != nil {
+		if *conn, err = g.Daemon.Dial(service); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (m *Main) restConfig() rest.Config {
-	tel := m.daemon.Telemetry()
+func (g *Gateway) restConfig() rest.Config {
+	tel := g.Daemon.Telemetry()
 	return rest.Config{
-		Sandboxes: m.sandboxes, Scheduler: m.scheduler, Snapshots: m.snapshots,
-		Data: dataplane.NewConn(m.hosts), Locate: m.hosts.Locate, Keys: m.keys,
+		Sandboxes: g.sandboxes, Scheduler: g.scheduler, Snapshots: g.snapshots,
+		Data: dataplane.NewConn(g.hosts), Locate: g.hosts.Locate, Keys: g.keys,
 		Checks: map[string]func(context.Context) error{
-			"covey-sandbox": healthy(m.sandboxes), "covey-scheduler": healthy(m.scheduler), "covey-snapshot": healthy(m.snapshots),
-			"covey-host": aHost(m.scheduler),
+			"covey-sandbox": healthy(g.sandboxes), "covey-scheduler": healthy(g.scheduler), "covey-snapshot": healthy(g.snapshots),
+			"covey-host": aHost(g.scheduler),
 		},
 		Metrics:  promhttp.HandlerFor(tel.Registry, promhttp.HandlerOpts{}),
-		Draining: m.daemon.Draining(), Tracer: tel.Tracers.Tracer("covey/gateway"), Propagator: tel.Propagator, Log: m.daemon.Log(),
+		Draining: g.Daemon.Draining(), Tracer: tel.Tracers.Tracer("covey/gateway"), Propagator: tel.Propagator, Log: g.Daemon.Log(),
 	}
 }
 

@@ -1,4 +1,4 @@
-package main
+package gateway_test
 
 import (
 	"bufio"
@@ -151,7 +151,7 @@ func TestFilesAreListedMovedAndRemoved(t *testing.T) {
 }
 
 // open sends a GET whose answer goes on.
-func (g *gateway) open(path string, header ...string) *http.Response {
+func (g *running) open(path string, header ...string) *http.Response {
 	g.t.Helper()
 	ctx, cancel := context.WithCancel(g.t.Context())
 	g.t.Cleanup(cancel)

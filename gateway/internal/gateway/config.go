@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"fmt"
@@ -12,7 +12,8 @@ type Config struct {
 	Chassis chassis.Config `yaml:"chassis"`
 }
 
-func loadConfig(path string) (Config, error) {
+// LoadConfig reads a configuration file.
+func LoadConfig(path string) (Config, error) {
 	c := Config{Chassis: chassis.Config{Service: "covey-gateway"}}
 	err := chassis.LoadConfig(path, &c)
 	return c, err

@@ -1,0 +1,191 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+)
+
+func (a *app) logsCmd() *cobra.Command {
+	q := &hostv1.ReadConsoleRequest{}
+	cmd := &cobra.Command{
+		Use: "logs SANDBOX", Short: "Print the console of a sandbox's machine", Args: args("SANDBOX"),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			q.SandboxId = argv[0]
+			st, err := a.c.host.ReadConsole(cmd.Context(), q)
+			if err != nil {
+				return err
+			}
+			for {
+				m, err := st.Recv()
+				if errors.Is(err, io.EOF) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				if _, err := a.out.Write(m.GetData()); err != nil {
+					return err
+				}
+			}
+		},
+	}
+	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with what is written from now on")
+	cmd.Flags().Int64Var(&q.TailBytes, "tail", 0, "only the last so many bytes")
+	return cmd
+}
+
+func (a *app) hostsCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "hosts", Short: "List the hosts, and keep sandboxes off them", Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			res, err := a.c.hosts.ListHosts(cmd.Context(), &schedulerv1.ListHostsRequest{})
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() { a.hostTable(res.GetHosts()) })
+		},
+	}
+	for verb, cordoned := range map[string]bool{"cordon": true, "uncordon": false} {
+		short := map[bool]string{true: "Keep new sandboxes off a host", false: "Let new sandboxes on a host again"}[cordoned]
+		cmd.AddCommand(&cobra.Command{
+			Use: verb + " HOST", Short: short, Args: args("HOST"),
+			RunE: func(cmd *cobra.Command, argv []string) error {
+				res, err := a.c.hosts.CordonHost(cmd.Context(), &schedulerv1.CordonHostRequest{HostId: argv[0], Cordoned: cordoned})
+				if err != nil {
+					return err
+				}
+				return a.show(res.GetHost(), func() { fmt.Fprintf(a.out, "%s is %s\n", argv[0], name(res.GetHost().GetState(), "HOST_STATE_")) })
+			},
+		})
+	}
+	return cmd
+}
+
+func (a *app) hostTable(hosts []*schedulerv1.Host) {
+	var rows [][]string
+	for _, h := range hosts {
+		c, u := h.GetCapacity(), h.GetUsed()
+		rows = append(rows, []string{h.GetId(), name(h.GetState(), "HOST_STATE_"), fmt.Sprint(h.GetRunning()), fmt.Sprintf("%d/%d", u.GetVcpus(), c.GetVcpus()),
+			fmt.Sprintf("%d/%d MiB", u.GetMemoryMb(), c.GetMemoryMb()), fmt.Sprintf("%d/%d MiB", u.GetDiskMb(), c.GetDiskMb()),
+			dash(strings.Join(h.GetDrivers(), ",")), ago(h.GetHeartbeatTime())})
+	}
+	a.table("HOST STATE SANDBOXES VCPUS MEMORY DISK DRIVERS HEARD", rows)
+}
+
+func (a *app) placeCmd() *cobra.Command {
+	var explain bool
+	var meta []string
+	p := &schedulerv1.PlaceRequest{Resources: &schedulerv1.Resources{Slots: 1}}
+	cmd := &cobra.Command{
+		Use: "place --explain", Short: "Show which host a sandbox would go to, and why not to the others", Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !explain {
+				return usageError{errors.New("place only explains: add --explain; `covey create` places a sandbox")}
+			}
+			var err error
+			if p.HostLabels, err = labels("host-label", meta); err != nil {
+				return err
+			}
+			res, err := a.c.hosts.ExplainPlacement(cmd.Context(), &schedulerv1.ExplainPlacementRequest{Place: p})
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() {
+				var rows [][]string
+				for _, v := range res.GetVerdicts() {
+					fits := "no"
+					if v.GetFits() {
+						fits = fmt.Sprintf("%.3f", v.GetScore())
+					}
+					if v.GetHostId() == res.GetChosenHostId() {
+						fits += " ←"
+					}
+					rows = append(rows, []string{v.GetHostId(), fits, strings.Join(v.GetReasons(), "; ")})
+				}
+				a.table("HOST FITS WHY", rows)
+				fmt.Fprintln(a.out, "\n"+res.GetSummary())
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&explain, "explain", false, "explain, and place nothing")
+	flags.Uint32Var(&p.Resources.Vcpus, "vcpus", 1, "virtual CPUs")
+	flags.Uint64Var(&p.Resources.MemoryMb, "memory", 512, "memory in MiB")
+	flags.Uint64Var(&p.Resources.DiskMb, "disk", 8192, "disk in MiB")
+	flags.StringVar(&p.SnapshotId, "snapshot", "", "snapshot id that it would start from")
+	flags.StringArrayVar(&meta, "host-label", nil, "only hosts with label KEY=VALUE (repeatable)")
+	return cmd
+}
+
+func (a *app) keysCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "keys", Short: "Manage API keys"}
+	create := &sandboxv1.CreateKeyRequest{}
+	createCmd := &cobra.Command{
+		Use: "create NAME", Short: "Make a key and print it; it is shown this once", Args: args("NAME"),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			create.Name = argv[0]
+			res, err := a.c.keys.CreateKey(cmd.Context(), create)
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() {
+				fmt.Fprintln(a.out, res.GetSecret())
+				fmt.Fprintf(a.err, "%s may %s. The key is shown this once; `covey keys revoke %s` ends it.\n", res.GetKey().GetId(),
+					strings.Join(res.GetKey().GetScopes(), ", "), res.GetKey().GetId())
+			})
+		},
+	}
+	createCmd.Flags().StringSliceVar(&create.Scopes, "scope", nil, "read, write, admin (default read,write)")
+	createCmd.Flags().StringVar(&create.TenantId, "tenant", "", "for another tenant")
+	cmd.AddCommand(createCmd, &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List keys, newest first", Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			res, err := a.c.keys.ListKeys(cmd.Context(), &sandboxv1.ListKeysRequest{})
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() {
+				var rows [][]string
+				for _, k := range res.GetKeys() {
+					state := "valid"
+					if k.GetRevokeTime() != nil {
+						state = "revoked " + ago(k.GetRevokeTime())
+					}
+					rows = append(rows, []string{k.GetId(), k.GetName(), strings.Join(k.GetScopes(), ","), state, ago(k.GetCreateTime()), ago(k.GetLastUseTime())})
+				}
+				a.table("KEY NAME SCOPES STATE CREATED USED", rows)
+			})
+		},
+	}, &cobra.Command{
+		Use: "revoke KEY...", Aliases: []string{"rm"}, Short: "End keys", Args: some("KEY"),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			return a.each(argv, func(id string) error {
+				res, err := a.c.keys.RevokeKey(cmd.Context(), &sandboxv1.RevokeKeyRequest{KeyId: id})
+				if err != nil {
+					return err
+				}
+				return a.show(res.GetKey(), func() { fmt.Fprintln(a.out, id, "revoked") })
+			})
+		},
+	})
+	return cmd
+}
+
+// labelRows are labels in the order of their keys.
+func labelRows(m map[string]string) [][]string {
+	var rows [][]string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		rows = append(rows, []string{"label " + k, m[k]})
+	}
+	return rows
+}
