@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coveyhq/covey/hostagent/internal/agent"
+	"github.com/coveyhq/covey/hostagent/internal/machine"
+	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
+	"github.com/coveyhq/covey/services/chassis"
+)
+
+// version is what hosts say of themselves; set by the linker for releases.
+var version = "dev"
+
+// endTime bounds the end of an agent: of its sandboxes, where it is told to destroy them.
+const endTime = 60 * time.Second
+
+// Main is one running hostagentd.
+type Main struct {
+	conf   Config
+	lock   *os.File
+	daemon *chassis.Daemon
+	parts  *hostParts
+	host   *machine.Host
+	beat   *agent.Heartbeat
+}
+
+// newMain makes everything and takes back the sandboxes of a former agent; run serves.
+func newMain(ctx context.Context, c Config) (_ *Main, err error) {
+	m := &Main{conf: c}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.close(ctx))
+		}
+	}()
+	if m.lock, err = lockDir(c.StateDir); err != nil {
+		return nil, err
+	}
+	relay := agent.NewRelay(func() *machine.Host { return m.host })
+	if m.daemon, err = chassis.New(c.Chassis, chassis.WithHostID(c.HostID), chassis.WithRelay(relay)); err != nil {
+		return nil, err
+	}
+	if m.parts, err = newParts(ctx, c, m.daemon); err != nil {
+		return nil, err
+	}
+	if m.host, err = newHost(c, m.parts, m.daemon); err != nil {
+		return nil, err
+	}
+	if err := m.host.TakeBack(ctx, m.parts.sweepers()); err != nil {
+		return nil, fmt.Errorf("taking back what a former agent had: %w", err)
+	}
+	return m, m.register(ctx)
+}
+
+// lockDir takes a state directory, which two agents must not share, until the file is closed.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("state_dir %s: another host agent uses it: %w", dir, err), f.Close())
+	}
+	return f, nil
+}
+
+func newHost(c Config, p *hostParts, d *chassis.Daemon) (*machine.Host, error) {
+	room, err := c.room()
+	if err != nil {
+		return nil, err
+	}
+	return machine.New(machine.Config{
+		ID: c.HostID, RunDir: filepath.Join(c.StateDir, "run"), ConsoleDir: filepath.Join(c.StateDir, "console"), JournalDir: filepath.Join(c.StateDir, "journal"),
+		Kernel: p.boot.kernel, Initrd: p.boot.initrd, Cmdline: p.boot.cmdline, KernelID: p.boot.id,
+		Nameservers: c.Network.Nameservers, Capacity: room, Parallel: c.Starts, StartTime: c.StartTime,
+	}, p.machineParts(d), agent.Tracer{Tracer: d.Telemetry().Tracers.Tracer("hostagentd")}, d.Log())
+}
+
+// register puts the services on the daemon's server.
+func (m *Main) register(_ context.Context) error {
+	info := agent.Info{ID: m.conf.HostID, Address: m.daemon.Addr, Labels: m.conf.Labels, Zone: m.conf.Zone, CPUFeatures: m.parts.cpuFeatures, Version: version}
+	service := agent.NewService(m.host, info, m.daemon.Log())
+	hostv1.RegisterHostServiceServer(m.daemon.Server(), service)
+	if !m.conf.wantsScheduler() {
+		return nil
+	}
+	conn, err := m.daemon.Dial("covey-scheduler")
+	if err != nil {
+		return err
+	}
+	m.beat = agent.NewHeartbeat(service, conn, m.daemon.Log())
+	return nil
+}
+
+// run serves until ctx ends. What goes on beside calls (reaper, heartbeats, uploads) ends after the last call.
+func (m *Main) run(ctx context.Context) error {
+	beside, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	done := make(chan struct{})
+	m.daemon.Defer(func() error {
+		stop()
+		<-done
+		return nil
+	})
+	if err := m.daemon.Listen(); err != nil {
+		return errors.Join(err, m.close(ctx))
+	}
+	go func() {
+		defer close(done)
+		m.beside(beside)
+	}()
+	err := m.daemon.Run(ctx)
+	return errors.Join(err, m.close(context.WithoutCancel(ctx)))
+}
+
+// beside does what goes on beside calls, until ctx ends.
+func (m *Main) beside(ctx context.Context) {
+	var tasks []func(context.Context)
+	tasks = append(tasks, m.host.Run)
+	if m.beat != nil {
+		tasks = append(tasks, m.beat.Run)
+	}
+	tasks = append(tasks, m.parts.tasks()...)
+	ended := make(chan struct{})
+	for _, t := range tasks {
+		go func() {
+			t(ctx)
+			ended <- struct{}{}
+		}()
+	}
+	for range tasks {
+		<-ended
+	}
+}
+
+// close frees everything in the order in which it depends on each other. VMs live on unless the configuration says otherwise.
+func (m *Main) close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+	defer cancel()
+	var errs []error
+	if m.host != nil {
+		errs = append(errs, m.host.Close(ctx, m.conf.Stop == stopDestroy))
+	}
+	if m.parts != nil {
+		errs = append(errs, m.parts.close())
+	}
+	if m.daemon != nil {
+		errs = append(errs, m.daemon.Close())
+	}
+	if m.lock != nil {
+		errs = append(errs, m.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// reap ends and removes all that an agent of this configuration has left on the machine. It does what a new agent does when it starts, and
+// then what one does that is told to destroy its sandboxes.
+func reap(ctx context.Context, c Config, out io.Writer) error {
+	if _, err := os.Stat(c.StateDir); errors.Is(err, os.ErrNotExist) {
+		fmt.Fprintf(out, "%s is not there: nothing to reap\n", c.StateDir)
+		return nil
+	}
+	c.Stop = stopDestroy
+	c.Chassis.Consul.Address, c.Chassis.Telemetry.TraceFile = "", ""
+	c.Registry.Enabled = false
+	no := false
+	c.Scheduler = &no
+	c.Network.Warm = 0
+	m, err := newMain(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := m.close(ctx); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(c.StateDir), os.RemoveAll(c.MemoryDir))
+}
