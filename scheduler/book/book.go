@@ -42,6 +42,8 @@ type Config struct {
 	Log    *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// AwaitCordons: SetCordoned will be called. Until then, while warming up, the book is not Ready.
+	AwaitCordons bool
 	// Seed makes its choices repeatable; 0 means random.
 	Seed uint64
 }
@@ -65,6 +67,7 @@ type Book struct {
 	fleet    *plan.Fleet
 	rnd      *rand.Rand
 	hosts    map[string]*host
+	awaiting bool // SetCordoned has not been called and will be
 	cordoned map[string]bool
 	failing  map[string]bool
 	byID     map[string]*reservation
@@ -97,13 +100,20 @@ func New(c Config) *Book {
 	}
 	return &Book{
 		timing: c.Timing.WithDefaults(), log: c.Log, now: c.Now, began: c.Now(),
-		fleet: plan.NewFleet(), rnd: rand.New(rand.NewPCG(c.Seed, c.Seed)), hosts: map[string]*host{},
+		fleet: plan.NewFleet(), rnd: rand.New(rand.NewPCG(c.Seed, c.Seed)), awaiting: c.AwaitCordons, hosts: map[string]*host{},
 		byID: map[string]*reservation{}, bySb: map[string]*reservation{},
 	}
 }
 
 // WarmUpLeft is how long hosts may exist that have not been heard from since the start.
 func (b *Book) WarmUpLeft() time.Duration { return max(0, b.timing.WarmUp-b.now().Sub(b.began)) }
+
+// Ready tells whether it is known which hosts are cordoned. Who places before may choose one that is.
+func (b *Book) Ready() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.awaiting
+}
 
 // Changed is closed when room may have come since it was asked for.
 func (b *Book) Changed() <-chan struct{} {
@@ -210,7 +220,7 @@ func (b *Book) rejudge() {
 func (b *Book) SetCordoned(hosts map[string]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.cordoned = hosts
+	b.cordoned, b.awaiting = hosts, false
 	b.rejudge()
 }
 

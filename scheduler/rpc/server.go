@@ -57,11 +57,12 @@ func (s *Server) Place(ctx context.Context, p *schedulerv1.PlaceRequest) (*sched
 // place waits, while the scheduler is warming up, for hosts that it may not know yet.
 func (s *Server) place(ctx context.Context, r *plan.Request) (book.Placement, error) {
 	for {
-		changed := s.book.Changed()
-		placed, err := s.book.Place(r)
-		left := s.book.WarmUpLeft()
-		if err == nil || left == 0 {
-			return placed, err
+		changed, left := s.book.Changed(), s.book.WarmUpLeft()
+		if s.book.Ready() || left == 0 {
+			placed, err := s.book.Place(r)
+			if err == nil || left == 0 {
+				return placed, err
+			}
 		}
 		warm, cancel := context.WithTimeout(ctx, left)
 		select {
@@ -70,7 +71,7 @@ func (s *Server) place(ctx context.Context, r *plan.Request) (book.Placement, er
 		}
 		cancel()
 		if ctx.Err() != nil {
-			return placed, err
+			return book.Placement{}, ctx.Err()
 		}
 	}
 }

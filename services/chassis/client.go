@@ -78,6 +78,15 @@ func (d *Daemon) dial(target, service string, opts ...grpc.DialOption) (*grpc.Cl
 	if d.closed {
 		return nil, errors.New("the daemon is closed")
 	}
+	c, err := d.connect(target, service, opts...)
+	if err == nil {
+		d.conns = append(d.conns, c)
+	}
+	return c, err
+}
+
+// connect makes a connection that the caller owns.
+func (d *Daemon) connect(target, service string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	opts = append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithStatsHandler(otelgrpc.NewClientHandler(d.otel()...)),
@@ -96,7 +105,6 @@ func (d *Daemon) dial(target, service string, opts ...grpc.DialOption) (*grpc.Cl
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", service, err)
 	}
-	d.conns = append(d.conns, c)
 	return c, nil
 }
 

@@ -28,7 +28,7 @@ func newMain(c Config) (*Main, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Main{daemon: d, book: book.New(book.Config{Timing: c.Timing, Log: d.Log()})}
+	m := &Main{daemon: d, book: book.New(book.Config{Timing: c.Timing, Log: d.Log(), AwaitCordons: d.Consul() != nil})}
 	m.cordons = cordon.NewStore(d.Consul(), m.book)
 	m.server = rpc.Register(d.Server(), m.book, m.cordons, d.Draining())
 	return m, nil

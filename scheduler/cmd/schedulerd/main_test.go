@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+
+	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/consul/consultest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start runs the whole program until stop or the test's end.
+func start(t *testing.T, consul string) (addr string, stop func()) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "schedulerd.yaml")
+	conf := fmt.Sprintf("chassis: {consul: {address: %q, check_interval: 200ms}, log: {level: warn}}\ntiming: {silence: 3s, warm_up: 10s}\n", consul)
+	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMain(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.daemon.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	return m.daemon.Addr(), running(t, m.run)
+}
+
+// running runs something until stop or the test's end.
+func running(t *testing.T, run func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// startHost runs what the scheduler sees of a host agent: it stands in Consul and beats to every scheduler.
+func startHost(t *testing.T, consul, id string) (d *chassis.Daemon, stop func()) {
+	t.Helper()
+	d, err := chassis.New(chassis.Config{
+		Service: "covey-host", Consul: chassis.ConsulConfig{Address: consul, CheckInterval: 200 * time.Millisecond}, Log: chassis.LogConfig{Level: "warn"},
+	}, chassis.WithHostID(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	beating, silence := context.WithCancel(context.Background())
+	var beats sync.WaitGroup
+	beats.Go(func() {
+		d.EachInstance(beating, "covey-scheduler", func(ctx context.Context, c *grpc.ClientConn) { beat(ctx, c, id, d.Addr()) })
+	})
+	d.Defer(func() error {
+		silence()
+		beats.Wait()
+		return nil
+	})
+	return d, running(t, d.Run)
+}
+
+func beat(ctx context.Context, c *grpc.ClientConn, id, addr string) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		st, err := schedulerv1.NewSchedulerServiceClient(c).Heartbeat(ctx, grpc.WaitForReady(true))
+		for err == nil {
+			err = st.Send(&schedulerv1.HeartbeatRequest{Host: &schedulerv1.Host{
+				Id: id, Address: addr, State: schedulerv1.HostState_HOST_STATE_READY, Drivers: []string{"qemu/tcg"},
+				Capacity: &schedulerv1.Resources{Vcpus: 8, MemoryMb: 8192, DiskMb: 8192, Slots: 8},
+			}})
+			if err == nil {
+				_, err = st.Recv()
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// view is what one scheduler knows.
+type view struct {
+	t     *testing.T
+	place schedulerv1.SchedulerServiceClient
+	hosts schedulerv1.HostsServiceClient
+}
+
+func look(t *testing.T, addr string) view {
+	t.Helper()
+	d, err := chassis.New(chassis.Config{Service: "covey-test", Peers: map[string][]string{"covey-scheduler": {addr}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	c, err := d.Dial("covey-scheduler", grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return view{t, schedulerv1.NewSchedulerServiceClient(c), schedulerv1.NewHostsServiceClient(c)}
+}
+
+// until waits until the hosts are as described, like "a=READY b=LOST".
+func (v view) until(want string) {
+	v.t.Helper()
+	ctx, cancel := context.WithTimeout(v.t.Context(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		list, err := v.hosts.ListHosts(ctx, &schedulerv1.ListHostsRequest{})
+		if err != nil {
+			v.t.Fatalf("waiting for %q: %v", want, err)
+		}
+		var got []string
+		for _, h := range list.GetHosts() {
+			got = append(got, h.GetId()+"="+strings.TrimPrefix(h.GetState().String(), "HOST_STATE_"))
+		}
+		if strings.Join(got, " ") == want {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			v.t.Fatalf("waiting for %q: hosts are %v", want, got)
+		}
+	}
+}
+
+func (v view) mustPlace(sandbox, on string) {
+	v.t.Helper()
+	ctx, cancel := context.WithTimeout(v.t.Context(), 20*time.Second)
+	defer cancel()
+	p, err := v.place.Place(ctx, &schedulerv1.PlaceRequest{SandboxId: sandbox, Resources: &schedulerv1.Resources{Vcpus: 1, MemoryMb: 512, DiskMb: 512, Slots: 1}})
+	if err != nil || p.GetHostId() != on {
+		v.t.Errorf("%s is placed on %q, want %q: %v", sandbox, p.GetHostId(), on, err)
+	}
+}
+
+func TestSchedulersShareHostsAndCordons(t *testing.T) {
+	c := consultest.Start(t)
+	addr1, _ := start(t, c.Addr)
+	addr2, stop2 := start(t, c.Addr)
+	first, second := look(t, addr1), look(t, addr2)
+	startHost(t, c.Addr, "a")
+	_, stopB := startHost(t, c.Addr, "b")
+	first.until("a=READY b=READY")
+	second.until("a=READY b=READY")
+
+	if _, err := first.hosts.CordonHost(t.Context(), &schedulerv1.CordonHostRequest{HostId: "b", Cordoned: true}); err != nil {
+		t.Fatal(err)
+	}
+	first.until("a=READY b=CORDONED")
+	second.until("a=READY b=CORDONED")
+	second.mustPlace("sb_1", "a")
+
+	// A scheduler that starts knows no host and still answers right.
+	stop2()
+	addr3, _ := start(t, c.Addr)
+	third := look(t, addr3)
+	third.mustPlace("sb_2", "a")
+	third.until("a=READY b=CORDONED")
+
+	stopB()
+	first.until("a=READY b=LOST")
+	if _, err := third.hosts.CordonHost(t.Context(), &schedulerv1.CordonHostRequest{HostId: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	startHost(t, c.Addr, "b")
+	first.until("a=READY b=READY")
+}
+
+func TestAHostThatFailsItsCheckIsLostWhileItBeats(t *testing.T) {
+	c := consultest.Start(t)
+	addr, _ := start(t, c.Addr)
+	v := look(t, addr)
+	a, _ := startHost(t, c.Addr, "a")
+	v.until("a=READY")
+	a.SetServing(false)
+	v.until("a=LOST")
+	a.SetServing(true)
+	v.until("a=READY")
+	// That Consul is away loses no host.
+	c.Stop()
+	v.mustPlace("sb_1", "a")
+	c.Restart(t)
+	v.until("a=READY")
+	v.mustPlace("sb_2", "a")
+}
