@@ -35,7 +35,7 @@ type race struct {
 }
 
 func TestCollectionNeverTakesWhatAnUploadAResumeOrAHeaderNeeds(t *testing.T) {
-	runRace(t, newFixture(t), 12, 30)
+	runRace(t, newFixture(t), 8, 20)
 }
 
 func TestCollectionInABucketNeverTakesWhatIsNeeded(t *testing.T) {
