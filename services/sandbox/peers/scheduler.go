@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -31,13 +32,18 @@ func NewScheduler(c grpc.ClientConnInterface) *Scheduler {
 	}
 }
 
+// placeTime bounds a placement. A scheduler that is starting again is waited for.
+const placeTime = 30 * time.Second
+
 // Place implements sandbox.Scheduler.
 func (s *Scheduler) Place(ctx context.Context, r sandbox.PlaceRequest) (sandbox.Placement, error) {
-	resp, err := s.place.Place(ctx, &schedulerv1.PlaceRequest{
+	bounded, cancel := context.WithTimeout(ctx, placeTime)
+	defer cancel()
+	resp, err := s.place.Place(bounded, &schedulerv1.PlaceRequest{
 		SandboxId: r.SandboxID, TenantId: r.Tenant, SnapshotId: r.SnapshotID, CpuFeatures: r.CPUFeatures, Vmm: r.VMM,
 		HostLabels: r.HostLabels, HostId: r.HostID, ExcludeHostIds: r.Exclude, SpreadKey: r.SpreadKey,
 		Resources: &schedulerv1.Resources{Vcpus: r.VCPUs, MemoryMb: uint64(r.MemoryMB), DiskMb: uint64(r.DiskMB), Slots: 1},
-	})
+	}, grpc.WaitForReady(true))
 	if err != nil {
 		return sandbox.Placement{}, translate(ctx, err)
 	}
