@@ -275,6 +275,19 @@ func (s *subject) try(within time.Duration, request string) (string, error) {
 	return talk(conn, within, request)
 }
 
+// tell makes a request whose answer may not come, because the guest ends.
+func (s *subject) tell(request string) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := s.net.dial(ctx)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	talk(conn, 300*time.Millisecond, request)
+}
+
 func talk(conn net.Conn, within time.Duration, request string) (string, error) {
 	conn.SetDeadline(time.Now().Add(within))
 	if _, err := fmt.Fprintln(conn, request); err != nil {
