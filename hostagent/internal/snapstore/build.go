@@ -89,10 +89,14 @@ func (b *build) open(ctx context.Context) error {
 		}
 		body, err = b.openPartial(ctx)
 	}
-	if err == nil {
-		b.body.Store(body)
+	if err != nil {
+		return err
 	}
-	return err
+	if kind := body.reader.Kind().String(); kind != b.Kind {
+		return errors.Join(&buildfmt.CorruptError{Build: b.ID, Frame: -1, Problem: fmt.Sprintf("it is of %s, recorded as of %s", kind, b.Kind)}, body.close())
+	}
+	b.body.Store(body)
+	return nil
 }
 
 func (b *build) openFile(ctx context.Context) (_ *buildBody, err error) {

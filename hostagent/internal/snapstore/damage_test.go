@@ -208,3 +208,12 @@ func TestACanceledCommitLeavesNothing(t *testing.T) {
 	}
 	g.end()
 }
+
+func damageFile(t *testing.T, w *world, file string) {
+	t.Helper()
+	path := filepath.Join(w.conf.Dir, file)
+	b, err := os.ReadFile(path)
+	check(t, err)
+	b[len(b)/2] ^= 1
+	check(t, os.WriteFile(path, b, 0o600))
+}

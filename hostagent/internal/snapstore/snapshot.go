@@ -305,7 +305,18 @@ func (s *Store) read(ctx context.Context, e *entry, builds []*build) (*contents,
 	if err == nil && r.WorkingSet != nil {
 		c.workingSet, err = e.readWorkingSet()
 	}
-	return c, errors.Join(err, g.Wait())
+	if err = errors.Join(err, g.Wait()); err != nil {
+		return nil, err
+	}
+	for name, v := range map[string]*View{diskName: c.disk, memoryName: c.memory} {
+		if v == nil {
+			continue
+		}
+		if err := v.checkExtents(); err != nil {
+			return nil, e.damaged(name, err)
+		}
+	}
+	return c, nil
 }
 
 func (e *entry) readView(kind, name string, object Object, size int64, builds []*build) (*View, error) {

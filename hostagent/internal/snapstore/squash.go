@@ -45,8 +45,8 @@ func (s *Store) parent(ctx context.Context, b *Snapshot, kind buildfmt.Kind) (*s
 		own = b.contents.memory
 	}
 	if !b.entry.isImage && len(own.header.Builds) >= s.hardChain() && s.squashOf(b.entry).header(kind) == nil {
-		// The worker does not keep up.
-		if err := s.squash(ctx, b); err != nil {
+		// The worker does not keep up, or builds are elsewhere: now it has to be.
+		if err := s.squash(ctx, b, true); err != nil {
 			s.log.Warn("snapshot could not be squashed", "snapshot_id", b.entry.id, "error", err)
 		}
 	}
@@ -75,8 +75,9 @@ func recordsOf(h *snapfmt.Header, builds []*build) (list []Build) {
 	return list
 }
 
-// squash makes the squash of a pinned snapshot, unless there is one or its headers are short.
-func (s *Store) squash(ctx context.Context, b *Snapshot) (err error) {
+// squash makes the squash of a pinned snapshot, unless there is one or its headers are short. With fetch it brings what it
+// needs of builds that are elsewhere, else it leaves snapshots of such builds as they are.
+func (s *Store) squash(ctx context.Context, b *Snapshot, fetch bool) (err error) {
 	e := b.entry
 	leave, err := s.enter(ctx, "squash "+e.id)
 	if err != nil {
@@ -107,7 +108,11 @@ func (s *Store) squash(ctx context.Context, b *Snapshot) (err error) {
 		if len(v.view.header.Builds) <= s.conf.MaxChain {
 			continue
 		}
-		p, h, err := s.squashView(ctx, dir, v.view, v.kind)
+		keep := largest(v.view.header, max(1, s.conf.MaxChain/4))
+		if !fetch && !v.view.wholeBut(keep) {
+			continue
+		}
+		p, h, err := s.squashView(ctx, dir, v.view, v.kind, keep)
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.view.what, err)
 		}
@@ -129,14 +134,18 @@ func (s *Store) squash(ctx context.Context, b *Snapshot) (err error) {
 	return s.keepSquash(ctx, e, q, rec, made, files)
 }
 
-// squashView copies the data of all builds but the largest into a new build.
-func (s *Store) squashView(ctx context.Context, dir string, v *View, kind buildfmt.Kind) (*packed, *snapfmt.Header, error) {
-	keep := largest(v.header, max(1, s.conf.MaxChain/4))
+// wholeBut tells whether all builds but those to keep are on this host.
+func (v *View) wholeBut(keep []bool) bool {
 	for i, b := range v.builds {
-		if !keep[i] && !b.local(0, v.header.Size) {
-			return nil, nil, fmt.Errorf("build %s is not on this host as a whole", b.ID)
+		if body := b.body.Load(); !keep[i] && (body == nil || !b.local(0, body.reader.Size())) {
+			return false
 		}
 	}
+	return true
+}
+
+// squashView copies the data of all builds but those to keep into a new build.
+func (s *Store) squashView(ctx context.Context, dir string, v *View, kind buildfmt.Kind, keep []bool) (*packed, *snapfmt.Header, error) {
 	p, err := s.newPacker(dir, kind)
 	if err != nil {
 		return nil, nil, err

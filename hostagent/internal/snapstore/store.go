@@ -70,6 +70,10 @@ var _ machine.Snapshots = (*Store)(nil)
 // the background.
 func New(conf Config) (*Store, error) {
 	conf.setDefaults()
+	var err error
+	if conf.Dir, err = filepath.Abs(conf.Dir); err != nil {
+		return nil, fmt.Errorf("snapstore: %w", err)
+	}
 	s := &Store{
 		conf: conf, log: conf.Log, frames: newFrameCache(conf.CacheBytes), snaps: map[string]*entry{}, images: map[string]*entry{},
 		builds: map[snapfmt.ID]*build{}, drafts: map[string]bool{}, gates: map[string]*keyGate{},

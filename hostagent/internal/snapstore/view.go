@@ -28,6 +28,24 @@ func (v *View) Size() int64 { return v.header.Size }
 // Header is what the view reads by.
 func (v *View) Header() *snapfmt.Header { return v.header }
 
+// checkExtents makes sure that the header names nothing that its builds, which are open, do not have.
+func (v *View) checkExtents() error {
+	sizes := make([]int64, len(v.builds))
+	for i, b := range v.builds {
+		body, err := b.opened()
+		if err != nil {
+			return err
+		}
+		sizes[i] = body.reader.Size()
+	}
+	for e := range v.header.Extents(0, v.Size()) {
+		if e.Build != 0 && e.Offset+e.Len > sizes[e.Build-1] {
+			return fmt.Errorf("it names %d bytes at %d of build %s, which has %d", e.Len, e.Offset, v.header.BuildID(e), sizes[e.Build-1])
+		}
+	}
+	return nil
+}
+
 // ReadAt fills all of p from off, both multiples of BlockSize within Size. It tells the farthest place that bytes came from:
 // "registry", "peer", "local" or, if there was nothing but zeros, "zero". machine.ErrDamaged where saved bytes are not what
 // was written.

@@ -85,7 +85,7 @@ func (w *worker) squash(ctx context.Context, id string) {
 	}
 	b, err := s.openPinned(ctx, e)
 	if err == nil {
-		err = s.squash(ctx, b)
+		err = s.squash(ctx, b, false)
 		b.Release()
 	}
 	if err != nil && ctx.Err() == nil {
