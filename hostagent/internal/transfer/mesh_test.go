@@ -32,8 +32,8 @@ import (
 	"github.com/coveyhq/covey/services/chassis/pgtest"
 )
 
-// binary is snapshotd, built by TestMain.
-var binary string
+// work is a directory of this run, and binary snapshotd, built into it by TestMain.
+var work, binary string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -44,6 +44,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	work = dir
 	binary = filepath.Join(dir, "snapshotd")
 	build := exec.Command("go", "build", "-o", binary, "./cmd/snapshotd")
 	build.Dir = "../../../snapshotsvc"
@@ -252,8 +253,8 @@ const (
 )
 
 var imageDir = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "covey-images")
-	if err != nil {
+	dir := filepath.Join(work, "images")
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", err
 	}
 	b, err := json.Marshal(map[string]any{"images": map[string]any{"tiny": map[string]any{"path": "tiny.img", "disk_mb": diskBytes >> 20}}})

@@ -83,7 +83,6 @@ func TestASnapshotThatIsOnItsWayIsReadFromItsHost(t *testing.T) {
 	m := newMesh(t)
 	a, b := m.host("host-a"), m.host("host-b")
 	s := a.save()
-	// Registered, but not uploaded: by another agent of the same host that has died.
 	a.register(s)
 	memory, disk := b.contents(s.ID)
 	s.same(t, memory, disk)
