@@ -13,6 +13,7 @@ import (
 
 	"github.com/coveyhq/covey/hostagent/internal/agent"
 	"github.com/coveyhq/covey/hostagent/internal/machine"
+	"github.com/coveyhq/covey/hostagent/internal/transfer"
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	"github.com/coveyhq/covey/services/chassis"
 )
@@ -57,7 +58,7 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	if err := m.host.TakeBack(ctx, m.parts.sweepers()); err != nil {
 		return nil, fmt.Errorf("taking back what a former agent had: %w", err)
 	}
-	return m, m.register(ctx)
+	return m, m.register()
 }
 
 // lockDir takes a state directory, which two agents must not share, until the file is closed.
@@ -88,10 +89,13 @@ func newHost(c Config, p *hostParts, d *chassis.Daemon) (*machine.Host, error) {
 }
 
 // register puts the services on the daemon's server.
-func (m *Main) register(_ context.Context) error {
+func (m *Main) register() error {
 	info := agent.Info{ID: m.conf.HostID, Address: m.daemon.Addr, Labels: m.conf.Labels, Zone: m.conf.Zone, CPUFeatures: m.parts.cpuFeatures, Version: version}
 	service := agent.NewService(m.host, info, m.daemon.Log())
 	hostv1.RegisterHostServiceServer(m.daemon.Server(), service)
+	if m.parts.moves != nil {
+		hostv1.RegisterPeerServiceServer(m.daemon.Server(), transfer.NewPeerServer(m.parts.snaps, m.daemon.Log()))
+	}
 	if !m.conf.wantsScheduler() {
 		return nil
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/pager"
 	"github.com/coveyhq/covey/hostagent/internal/parts"
 	"github.com/coveyhq/covey/hostagent/internal/snapstore"
+	"github.com/coveyhq/covey/hostagent/internal/transfer"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/services/chassis"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
@@ -33,6 +34,9 @@ type hostParts struct {
 	disks  *disk.Store
 	memory *pager.Cache
 	snaps  *snapstore.Store
+	// moves and directory are nil without a registry.
+	moves     *transfer.Transfer
+	directory *transfer.Directory
 	// cpuFeatures are those that snapshots made here may depend on.
 	cpuFeatures []string
 }
@@ -110,13 +114,39 @@ func (p *hostParts) furnish(ctx context.Context, c Config, d *chassis.Daemon) (e
 		return err
 	}
 	conf := snapstore.Config{Dir: filepath.Join(c.StateDir, "snapshots"), Images: images, MaxChain: c.Snapshot.MaxChain, Removed: p.memory.Drop, Log: log}
-	p.snaps, err = snapstore.New(conf)
+	if c.Registry.Enabled {
+		if err := p.meetRegistry(c, d); err != nil {
+			return err
+		}
+		conf.Fetcher = p.moves.Fetcher()
+		conf.Removed = func(id string) {
+			p.memory.Drop(id)
+			p.moves.Removed(id)
+		}
+	}
+	if p.snaps, err = snapstore.New(conf); err == nil && p.moves != nil {
+		p.moves.Attach(p.snaps)
+	}
+	return err
+}
+
+// meetRegistry prepares what moves snapshots between this host, the registry and other hosts.
+func (p *hostParts) meetRegistry(c Config, d *chassis.Daemon) error {
+	conn, err := d.Dial("covey-snapshot")
+	if err != nil {
+		return err
+	}
+	p.directory = transfer.NewDirectory(d.Watch, d.DialAddr)
+	p.moves, err = transfer.New(transfer.Config{
+		HostID: c.HostID, Dir: filepath.Join(c.StateDir, "transfer"), Registry: conn, Peers: p.directory, CPUFeatures: p.cpuFeatures,
+		Meter: d.Telemetry().Meters.Meter("transfer"), Log: d.Log(),
+	})
 	return err
 }
 
 // machineParts is what package machine is given.
 func (p *hostParts) machineParts(d *chassis.Daemon) machine.Parts {
-	return machine.Parts{
+	m := machine.Parts{
 		Driver: p.driver, Slots: p.slots, Cages: p.cages, Disks: parts.Disks{Store: p.disks}, Memories: parts.Memories{Cache: p.memory},
 		Snapshots: p.snaps, Guests: agent.Guests{Options: []grpc.DialOption{grpc.WithStatsHandler(otelgrpc.NewClientHandler(otelgrpc.WithTracerProvider(d.Telemetry().Tracers)))}},
 	}
@@ -134,7 +164,10 @@ func (p *hostParts) sweepers() []machine.Sweeper {
 
 // tasks go on beside calls.
 func (p *hostParts) tasks() []func(context.Context) {
-	return nil
+	if p.moves == nil {
+		return nil
+	}
+	return []func(context.Context){p.directory.Run, p.moves.Run}
 }
 
 // close lets go of everything; what sandboxes have stays.
