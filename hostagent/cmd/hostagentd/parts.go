@@ -150,6 +150,10 @@ func (p *hostParts) machineParts(d *chassis.Daemon) machine.Parts {
 		Driver: p.driver, Slots: p.slots, Cages: p.cages, Disks: parts.Disks{Store: p.disks}, Memories: parts.Memories{Cache: p.memory},
 		Snapshots: p.snaps, Guests: agent.Guests{Options: []grpc.DialOption{grpc.WithStatsHandler(otelgrpc.NewClientHandler(otelgrpc.WithTracerProvider(d.Telemetry().Tracers)))}},
 	}
+	if p.moves != nil {
+		m.Registry = p.moves
+	}
+	return m
 }
 
 // sweepers remove what a former agent has left. What is in a cage is ended first: it may use everything else.
