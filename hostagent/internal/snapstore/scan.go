@@ -62,7 +62,10 @@ func (s *Store) scanSnapshots() (unread []string, err error) {
 			e.builds = s.name(e.id, e.record.Builds)
 		}
 		if e.squash, err = s.readSquash(e); err != nil {
-			s.log.Warn("a squash cannot be read and is not used", "snapshot_id", e.id, "error", err)
+			s.log.Warn("a squash cannot be read and is removed", "snapshot_id", e.id, "error", err)
+			if err := os.RemoveAll(filepath.Join(e.dir, squashName)); err != nil {
+				return nil, err
+			}
 		}
 		s.snaps[e.id] = e
 	}
