@@ -51,7 +51,7 @@ func isTransport(path string) bool {
 
 // domain packages decide things; they know neither gRPC nor SQL.
 var domain = []string{
-	"services/sandbox", "scheduler/plan", "snapshotsvc/snapfmt", "snapshotsvc/buildfmt", "snapshotsvc/registry", "hostagent/internal/machine",
+	"services/sandbox", "scheduler/plan", "scheduler/book", "snapshotsvc/snapfmt", "snapshotsvc/buildfmt", "snapshotsvc/registry", "hostagent/internal/machine",
 	"hostagent/internal/vmm", "hostagent/internal/pager", "hostagent/internal/disk", "hostagent/internal/network",
 	"hostagent/internal/image", "hostagent/internal/journal", "hostagent/internal/jail", "hostagent/internal/snapstore",
 }
@@ -89,7 +89,7 @@ func TestDaemonsMeetOnlyOverProto(t *testing.T) {
 		"hostagent":   {"proto/", "services/chassis", "snapshotsvc/snapfmt", "snapshotsvc/buildfmt"},
 		"gateway":     {"proto/", "services/chassis"},
 		"deploy":      {"proto/"},
-		"bench":       {"proto/", "deploy/mesh"},
+		"bench":       {"proto/", "deploy/mesh", "scheduler/plan", "scheduler/book"},
 	}
 	for _, p := range packages(t) {
 		for _, i := range p.Imports {

@@ -8,7 +8,7 @@ const (
 	// choices is how many hosts are looked at in larger ones, and how many must fit for a scan to end.
 	choices = 8
 	// holderChoices is how many of those that have the snapshot are looked at too.
-	holderChoices = 4
+	holderChoices = 8
 )
 
 // Decision is the host that was chosen.
@@ -21,7 +21,7 @@ type Decision struct {
 
 // Choose finds a good host for a request; ok is false where none fits. The same view, request and random numbers give the same host.
 func Choose(v *View, r *Request, rnd *rand.Rand) (d Decision, ok bool) {
-	p := pick{v: v, r: r, group: v.spread[r.SpreadKey], class: v.class(r), best: -1}
+	p := pick{v: v, r: r, group: v.spread[r.SpreadKey], class: v.class(r), holders: v.holders[r.SnapshotID], best: -1}
 	switch list := p.class.list; {
 	case r.HostID != "":
 		if row, known := v.byID[r.HostID]; known && p.class.rows.has(row) {
@@ -46,6 +46,8 @@ type pick struct {
 	r     *Request
 	group *group
 	class *class
+	// holders are the rows that have the snapshot, in order; not known in a frozen view.
+	holders []int32
 
 	best   int32 // row; -1 while there is none
 	score  float64
@@ -59,7 +61,7 @@ func (p *pick) sample(list []int32, rnd *rand.Rand) {
 	for range choices {
 		p.look(list[rnd.Uint64N(n)])
 	}
-	holders := p.v.holders[p.r.SnapshotID]
+	holders := p.holders
 	if len(holders) <= holderChoices {
 		for _, row := range holders {
 			p.lookHolder(row)

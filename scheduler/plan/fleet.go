@@ -21,7 +21,7 @@ type View struct {
 	held  []Resources // what is reserved
 
 	byID    map[string]int32
-	holders map[string][]int32 // rows by snapshot; nil in a frozen view
+	holders map[string][]int32 // rows by snapshot, in order; nil in a frozen view
 	spread  map[string]*group
 	classes map[uint64]*class
 }
@@ -73,6 +73,10 @@ func (v *View) Host(row int) Host {
 func (v *View) ID(row int) string      { return v.hosts[row].ID }
 func (v *View) Address(row int) string { return v.hosts[row].Address }
 func (v *View) State(row int) State    { return v.state[row] }
+
+// Capacity is what a row's host offers in all, and Left what of it is neither used nor reserved; Left may be negative.
+func (v *View) Capacity(row int) Resources { return v.cap[row] }
+func (v *View) Left(row int) Resources     { return v.left[row] }
 
 // Held is what is reserved on a host.
 func (v *View) Held(row int) Resources { return v.held[row] }
@@ -200,7 +204,9 @@ func (v *View) hold(row int32, old, now *Host) {
 			v.unhold(row, before[0])
 			before = before[1:]
 		case len(before) == 0 || after[0] < before[0]:
-			v.holders[after[0]] = append(v.holders[after[0]], row)
+			rows := v.holders[after[0]]
+			at, _ := slices.BinarySearch(rows, row)
+			v.holders[after[0]] = slices.Insert(rows, at, row)
 			after = after[1:]
 		default:
 			before, after = before[1:], after[1:]
@@ -210,9 +216,8 @@ func (v *View) hold(row int32, old, now *Host) {
 
 func (v *View) unhold(row int32, snapshot string) {
 	rows := v.holders[snapshot]
-	if i := slices.Index(rows, row); i >= 0 {
-		rows[i] = rows[len(rows)-1]
-		rows = rows[:len(rows)-1]
+	if at, found := slices.BinarySearch(rows, row); found {
+		rows = slices.Delete(rows, at, at+1)
 	}
 	if len(rows) == 0 {
 		delete(v.holders, snapshot)

@@ -26,11 +26,12 @@ type bench struct {
 }
 
 var benches = map[string]bench{
-	"boot":    {"cold boot: VM start to guestd answering", benchBoot},
-	"restore": {"spawn from a template to first exec, by memory size, beside QEMU's eager restore", benchRestore},
-	"pause":   {"pause of a 512 MiB guest, and again right after its resume", benchPause},
-	"fork":    {"8 live clones of a running sandbox", benchFork},
-	"density": {"50 idle clones of one template", benchDensity},
+	"boot":      {"cold boot: VM start to guestd answering", benchBoot},
+	"restore":   {"spawn from a template to first exec, by memory size, beside QEMU's eager restore", benchRestore},
+	"pause":     {"pause of a 512 MiB guest, and again right after its resume", benchPause},
+	"fork":      {"8 live clones of a running sandbox", benchFork},
+	"density":   {"50 idle clones of one template", benchDensity},
+	"scheduler": {"placements on one core with 1,000 and 10,000 simulated hosts, and how well they are spread", benchScheduler},
 }
 
 func main() {
