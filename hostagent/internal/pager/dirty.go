@@ -104,15 +104,19 @@ func scan(pid int, addr, size uint64, q query, fn func(off, length int64) error)
 	return err
 }
 
+// foundRegions is a variable because an array of constant size may be put on the stack.
+var foundRegions = 512
+
 // scanFast uses PAGEMAP_SCAN, which skips what is not mapped.
 func scanFast(pagemap *os.File, addr, size uint64, q query, fn func(off, length int64) error) error {
 	type region struct{ start, end, categories uint64 }
-	var found [512]region
+	// The kernel is given its address as a number: it must not lie on the stack, which moves when it grows.
+	found := make([]region, foundRegions)
 	arg := struct {
 		size, flags, start, end, walkEnd, vec, vecLen, maxPages uint64
 		inverted, mask, anyOf, returned                         uint64
 	}{
-		size: 96, start: addr, end: addr + size, vec: uint64(uintptr(unsafe.Pointer(&found))), vecLen: uint64(len(found)),
+		size: 96, start: addr, end: addr + size, vec: uint64(uintptr(unsafe.Pointer(&found[0]))), vecLen: uint64(len(found)),
 		inverted: q.invert, mask: q.all, anyOf: q.some, returned: pagePresent,
 	}
 	j := joiner{addr: addr, fn: fn}
