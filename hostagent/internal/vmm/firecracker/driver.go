@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/api"
 )
 
 // Name is the driver's name.
@@ -33,7 +34,9 @@ type Config struct {
 	SaveTime time.Duration
 	// HangTime is after how long without an answer the VMM is given up and ended. Default 60 s.
 	HangTime time.Duration
-	Log      *slog.Logger
+	// Trace is told of every request and its answer. It must not wait. Nil: nobody is.
+	Trace func(api.Exchange)
+	Log   *slog.Logger
 }
 
 // Driver starts VMs with Firecracker. It implements vmm.Driver.

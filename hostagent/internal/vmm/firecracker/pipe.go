@@ -147,7 +147,7 @@ type words struct {
 	last []string
 }
 
-const lastWords = 20
+const lastWords = 5
 
 func (w *words) add(s string) {
 	w.mu.Lock()

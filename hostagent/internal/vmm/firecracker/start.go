@@ -168,13 +168,13 @@ func (d *Driver) spec(cfg *vmm.Config, disk Disk, restore bool) (launch.Spec, er
 	spec := launch.Spec{
 		Path: roomBinary, UID: cfg.UID, GID: cfg.GID, NetNS: cfg.NetNS, Cgroups: cfg.CgroupProcs, RoomAt: cfg.RunDir, MaxFile: maxFile,
 		Args: []string{
-			"--api-sock", filepath.Join(roomDir, apiName), "--id", instanceID(cfg.ID), "--level", "Info",
+			"--api-sock", filepath.Join(roomDir, apiName), "--id", instanceID(cfg.ID), "--level", "Warning", "--show-level",
 			"--log-path", filepath.Join(roomDir, logName), "--metrics-path", filepath.Join(roomDir, metricsName),
 		},
 		Binds: append(launch.System(),
 			launch.Bind{Path: d.conf.Binary, At: roomBinary},
 			launch.Bind{Path: ownDir(cfg), At: roomDir, Writable: true},
-			launch.Bind{Path: "/dev/kvm"}, launch.Bind{Path: "/dev/urandom"},
+			launch.Bind{Path: "/dev/kvm", Optional: true}, launch.Bind{Path: "/dev/urandom"},
 			launch.Bind{Path: "/dev/userfaultfd", Optional: true},
 		),
 	}

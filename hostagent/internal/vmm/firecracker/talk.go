@@ -27,6 +27,11 @@ type request struct {
 // alone runs f while no other operation is under way.
 func (v *VM) alone(ctx context.Context, f func() error) error {
 	select {
+	case <-v.done:
+		return v.gone()
+	default:
+	}
+	select {
 	case v.busy <- struct{}{}:
 	case <-v.done:
 		return v.gone()

@@ -72,7 +72,7 @@ func (v *VM) dial(ctx context.Context) (*api.Client, error) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	for {
-		client, err := api.Dial(ctx, v.control())
+		client, err := api.Dial(ctx, v.control(), v.driver.conf.Trace)
 		if err == nil {
 			if pid := client.PeerPID(); pid != v.proc.PID() {
 				client.Close()

@@ -66,9 +66,19 @@ type answer struct {
 	body   []byte
 }
 
+// Exchange is a request and its answer; bodies are as they went over the wire.
+type Exchange struct {
+	Method, Path string
+	Request      []byte
+	Status       int
+	Answer       []byte
+}
+
 // owed is an answer that is to come.
 type owed struct {
 	method  string
+	path    string
+	body    []byte
 	to      chan answer // of capacity 1: nobody need be there
 	since   time.Time
 	overdue time.Duration
@@ -77,6 +87,7 @@ type owed struct {
 // Client is one connection. It is safe for concurrent use.
 type Client struct {
 	conn    *net.UnixConn
+	trace   func(Exchange)
 	reader  sync.WaitGroup
 	sending sync.Mutex // serialises writes to conn, and keeps queue in their order
 
@@ -86,14 +97,14 @@ type Client struct {
 	done  chan struct{} // closed when err is set
 }
 
-// Dial connects.
-func Dial(ctx context.Context, path string) (*Client, error) {
+// Dial connects. The function trace, unless nil, is told of each exchange, by the goroutine that reads: it must not wait.
+func Dial(ctx context.Context, path string, trace func(Exchange)) (*Client, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{conn: conn.(*net.UnixConn), done: make(chan struct{})}
+	c := &Client{conn: conn.(*net.UnixConn), trace: trace, done: make(chan struct{})}
 	c.reader.Go(c.read)
 	return c, nil
 }
@@ -157,7 +168,7 @@ func (c *Client) Do(ctx context.Context, method, path string, body, out any, ove
 }
 
 func (c *Client) send(ctx context.Context, method, path string, body any, overdue time.Duration) (chan answer, error) {
-	text, err := encode(method, path, body)
+	text, err := encode(body)
 	if err != nil {
 		return nil, err
 	}
@@ -173,14 +184,14 @@ func (c *Client) send(ctx context.Context, method, path string, body any, overdu
 		err = fmt.Errorf("%d requests have not been answered: %w", maxOwed, context.DeadlineExceeded)
 	}
 	if err == nil {
-		c.queue = append(c.queue, owed{method, to, time.Now(), overdue})
+		c.queue = append(c.queue, owed{method, path, text, to, time.Now(), overdue})
 	}
 	c.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
 	c.conn.SetWriteDeadline(time.Now().Add(sendTime))
-	if _, err := c.conn.Write(text); err != nil {
+	if _, err := c.conn.Write(message(method, path, text)); err != nil {
 		// Half a request cannot be taken back.
 		c.end(fmt.Errorf("%w: %w", ErrClosed, err))
 		return nil, c.Err()
@@ -188,20 +199,22 @@ func (c *Client) send(ctx context.Context, method, path string, body any, overdu
 	return to, nil
 }
 
-func encode(method, path string, body any) ([]byte, error) {
+func encode(body any) ([]byte, error) {
+	if body == nil {
+		return nil, nil
+	}
+	return json.Marshal(body)
+}
+
+func message(method, path string, body []byte) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n", method, path)
-	if body == nil {
-		b.WriteString("\r\n")
-		return b.Bytes(), nil
+	if body != nil {
+		fmt.Fprintf(&b, "Content-Type: application/json\r\nContent-Length: %d\r\n", len(body))
 	}
-	text, err := json.Marshal(body)
-	if err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(&b, "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n", len(text))
-	b.Write(text)
-	return b.Bytes(), nil
+	b.WriteString("\r\n")
+	b.Write(body)
+	return b.Bytes()
 }
 
 // read takes answers until the connection ends.
@@ -231,6 +244,9 @@ func (c *Client) read() {
 		c.mu.Lock()
 		c.queue = c.queue[1:]
 		c.mu.Unlock()
+		if c.trace != nil {
+			c.trace(Exchange{next.method, next.path, next.body, a.status, a.body})
+		}
 		next.to <- a
 	}
 }
@@ -249,7 +265,7 @@ func readAnswer(r *bufio.Reader, method string) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	defer resp.Body.Close()
+	// The body is not closed: that would read what is left of it, which may be without end.
 	if resp.ContentLength < 0 || resp.ContentLength > maxBody {
 		return answer{}, fmt.Errorf("a body of %d bytes, want 0 to %d", resp.ContentLength, maxBody)
 	}

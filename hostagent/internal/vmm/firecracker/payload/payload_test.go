@@ -21,7 +21,7 @@ func TestTheBytesAreWhatTheSourceSays(t *testing.T) {
 	dir := t.TempDir()
 	object, raw := filepath.Join(dir, "counter.o"), filepath.Join(dir, "counter.bin")
 	for _, args := range [][]string{
-		{"as", "--64", "--defsym", "DELAY=100000", "-o", object, filepath.Join("asm", "counter.S")},
+		{"as", "--64", "--defsym", "DELAY=10000", "-o", object, filepath.Join("asm", "counter.S")},
 		{"objcopy", "-O", "binary", "-j", ".text", object, raw},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
