@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
@@ -88,7 +87,7 @@ func (d *Daemon) dial(target, service string, opts ...grpc.DialOption) (*grpc.Cl
 // connect makes a connection that the caller owns.
 func (d *Daemon) connect(target, service string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	opts = append([]grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(d.clientCredentials(service)),
 		grpc.WithStatsHandler(otelgrpc.NewClientHandler(d.otel()...)),
 		grpc.WithChainUnaryInterceptor(outgoingUnary, retryReads),
 		grpc.WithChainStreamInterceptor(outgoingStream),

@@ -31,8 +31,10 @@ type Daemon struct {
 	log    *slog.Logger
 	tel    *telemetry.Telemetry
 	consul *consul.Client // nil without Consul
-	server *grpc.Server
-	health *health.Server
+	// identity is for mutual TLS; nil without.
+	identity *consul.Identity
+	server   *grpc.Server
+	health   *health.Server
 
 	web      *http.Server    // WithHTTP's; nil without
 	metrics  *http.Server    // nil without metrics_listen
@@ -70,6 +72,9 @@ func New(cfg Config, opts ...Option) (_ *Daemon, err error) {
 		if d.consul, err = consul.New(d.cfg.Consul.Address, string(d.cfg.Consul.Token), d.log); err != nil {
 			return nil, errors.Join(err, d.Close())
 		}
+	}
+	if d.cfg.TLS.Mode == TLSConsul {
+		d.identity = d.consul.Identity(d.cfg.Service)
 	}
 	d.server = d.newServer()
 	d.health = health.NewServer()
@@ -211,7 +216,7 @@ func (d *Daemon) registration() (consul.Registration, error) {
 	}
 	r := consul.Registration{
 		ID: d.cfg.Service + "-" + addr, Name: d.cfg.Service, Host: host, Port: n, Meta: map[string]string{},
-		CheckInterval: d.cfg.Consul.CheckInterval, DeregisterAfter: d.cfg.Consul.DeregisterAfter, Passing: d.ready,
+		CheckInterval: d.cfg.Consul.CheckInterval, DeregisterAfter: d.cfg.Consul.DeregisterAfter, Passing: d.ready, TLS: d.servesTLS(),
 	}
 	if d.opts.hostID != "" {
 		r.ID, r.Meta["host_id"] = d.cfg.Service+"-"+d.opts.hostID, d.opts.hostID
@@ -248,6 +253,9 @@ func (d *Daemon) Close() error {
 	}
 	for _, c := range conns {
 		errs = append(errs, c.Close())
+	}
+	if d.identity != nil {
+		d.identity.Close()
 	}
 	if d.consul != nil {
 		d.consul.Close()

@@ -9,12 +9,20 @@
 //	schedulerv1.RegisterSchedulerServiceServer(d.Server(), impl)
 //	err = d.Run(ctx)                           // until ctx ends; drains, deregisters, releases everything
 //
-// A daemon that is never run is released by Close. Listen may be called before Run where the address must be known first.
+// A daemon that is never run is released by Close. Listen may be called before Run where the address must be known first. Work that goes on beside calls is
+// ended in Defer: after the last call and before the connections that it uses. Streams that would go on for ever are named WithEndless, or watch Draining.
 //
 // # What a call meets
 //
 // Server side, outermost first: OpenTelemetry, request id and tenant, log, error mapping, recovery, peer check (mTLS), auth
 // hook, default deadline, handler. Client side: tenant and request id, OpenTelemetry, retry, round robin over the passing instances.
+//
+// # Finding and knowing others
+//
+// Dial spreads calls over the instances of a service that pass their health checks in Consul; DialAddr reaches one host agent; EachInstance is for what every
+// instance must hear. Where Consul is off, Peers in the configuration stand in for it. With tls.mode "consul" each daemon proves which service it is by a certificate of
+// Consul's own authority; a caller speaks only to the service that it meant, and WithAllowedCallers names those that a daemon answers. Health checks need
+// no identity, and the port of a daemon that is WithPublic has no TLS of the mesh: it faces the world.
 //
 // # Design
 //

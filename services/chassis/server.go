@@ -28,6 +28,7 @@ import (
 // newServer makes the gRPC server; doc.go says what a call meets in it.
 func (d *Daemon) newServer() *grpc.Server {
 	opts := []grpc.ServerOption{
+		grpc.Creds(d.serverCredentials()),
 		grpc.StatsHandler(otelgrpc.NewServerHandler(d.otel()...)),
 		grpc.ChainUnaryInterceptor(
 			d.identifyUnary,
@@ -95,8 +96,11 @@ func (d *Daemon) identifyStream(srv any, ss grpc.ServerStream, _ *grpc.StreamSer
 
 // admit asks who the caller is and whether it may.
 func (d *Daemon) admit(ctx context.Context, fullMethod string) (context.Context, error) {
-	if d.opts.auth == nil || isHealth(fullMethod) {
+	if isHealth(fullMethod) {
 		return ctx, nil
+	}
+	if err := d.checkPeer(ctx); err != nil || d.opts.auth == nil {
+		return ctx, err
 	}
 	return d.opts.auth(ctx, fullMethod)
 }
