@@ -56,9 +56,13 @@ type Image struct {
 //   - mitigations, lsm, init_on_alloc, hardened_usercopy, randomize_kstack_offset and nokaslr switch off what protects a
 //     kernel from its programs: here the virtual machine is the boundary, a sandbox's user may become root, and every piece of code
 //     that does not run is time under emulation. Landlock stays, for programs that confine themselves.
+//   - no5lvl: a fifth level of page tables is for machines with more memory than any guest has.
 //   - audit, psi and transparent_hugepage: accounting that nobody reads, and pages that would make small changes large.
+//
+// A driver adds what its machine needs, like the frequency of the time stamp counter under emulation: a guest on a busy host may fail to
+// measure it, and then never boots.
 const Cmdline = "console=ttyS0 quiet loglevel=4 panic=1 reboot=t random.trust_cpu=on no_timer_check tsc=reliable nowatchdog " +
-	"net.ifnames=0 mitigations=off lsm=landlock init_on_alloc=0 hardened_usercopy=0 randomize_kstack_offset=0 nokaslr " +
+	"net.ifnames=0 mitigations=off lsm=landlock init_on_alloc=0 hardened_usercopy=0 randomize_kstack_offset=0 nokaslr no5lvl " +
 	"audit=0 psi=0 transparent_hugepage=never"
 
 // Builder makes artifacts.

@@ -52,19 +52,27 @@ func TestExplore(t *testing.T) {
 	names := []string{}
 	for i := range 14 {
 		last := time.Now()
+		lastCPU := time.Duration(0)
 		start := last
 		mark := func(s string) {
 			n := time.Now()
+			cpu := m.cpuTime()
+			if len(all) == 0 || all["cpu "+s] == nil {
+				names = append(names, "cpu "+s)
+			}
+			all["cpu "+s] = append(all["cpu "+s], cpu-lastCPU)
+			lastCPU = cpu
 			if all[s] == nil {
 				names = append(names, s)
 			}
 			all[s] = append(all[s], n.Sub(last))
 			last = n
-			if os.Getenv("JIT") == "asm" && i == 3 {
+			if os.Getenv("JIT") == "asm" && i == 8 {
 				m.do("human-monitor-command", map[string]any{"command-line": "logfile /tmp/jit-after-" + s})
 				m.do("human-monitor-command", map[string]any{"command-line": "log in_asm"})
 			}
-			if os.Getenv("JIT") != "" && i == 3 {
+			if os.Getenv("JIT") != "" && i == 8 {
+				defer func() { last = time.Now() }()
 				var text string
 				json.Unmarshal(m.do("human-monitor-command", map[string]any{"command-line": "info jit"}), &text)
 				for _, l := range strings.Split(text, "\n") {

@@ -101,7 +101,7 @@ func newMachine(t testing.TB, image string, memoryMB int) *machine {
 		"netns", "exec", m.netns, "qemu-system-x86_64", "-M", "microvm,accel=tcg,acpi=on,rtc=on,memory-backend=mem", "-cpu", cpu(), "-smp", "1", "-m", strconv.Itoa(memoryMB),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=%s,share=on", memoryMB, filepath.Join(m.dir, "memory")),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:" + m.console,
-		"-kernel", filepath.Join(from, "bzImage"), "-initrd", filepath.Join(from, "initramfs.cpio"), "-append", fmt.Sprintf("%s tsc_early_khz=%d", a.Cmdline, tscKHz()),
+		"-kernel", filepath.Join(from, "bzImage"), "-initrd", filepath.Join(from, "initramfs.cpio"), "-append", fmt.Sprintf("%s tsc_early_khz=%d %s", a.Cmdline, tscKHz(), os.Getenv("TESTCMD")),
 		"-blockdev", "driver=file,filename=" + disk + ",node-name=f0,discard=unmap", "-blockdev", "driver=raw,node-name=d0,file=f0,discard=unmap",
 		"-device", "virtio-blk-device,drive=d0",
 		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-device,netdev=n0,mac=06:00:AC:10:00:02,guest_announce=off",
@@ -328,4 +328,17 @@ func cpu() string {
 		return c
 	}
 	return "max"
+}
+
+// cpuTime is what QEMU used.
+func (m *machine) cpuTime() (sum time.Duration) {
+	pid := m.cmd.Process.Pid // ip netns exec executes QEMU
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	for _, f := range tasks {
+		b, _ := os.ReadFile(f)
+		var n int64
+		fmt.Sscan(string(b), &n)
+		sum += time.Duration(n)
+	}
+	return sum
 }

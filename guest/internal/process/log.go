@@ -9,8 +9,8 @@ import (
 const (
 	// logBytes bounds what a process's log takes of memory, what each chunk costs besides its bytes included.
 	logBytes = 1 << 20
-	// chunkBytes is the most that one chunk holds; chunkCost what it costs besides, about.
-	chunkBytes, chunkCost = 64 << 10, 96
+	// chunkBytes is the most that one chunk holds, smallChunk the least that it has room for; chunkCost what it costs besides, about.
+	chunkBytes, smallChunk, chunkCost = 64 << 10, 64, 96
 )
 
 // Chunk is a piece of output.
@@ -70,8 +70,10 @@ func (l *outputLog) write(stderr bool, data []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(data) > 0 {
-		for l.held >= logBytes && !l.drop() {
-			_ = l.wait(context.Background()) // a client that stays is a client that reads, and one that leaves changes the log
+		for l.held >= logBytes {
+			if !l.drop() {
+				_ = l.wait(context.Background()) // a client that stays is a client that reads, and one that leaves changes the log
+			}
 		}
 		n := l.put(stderr, data)
 		data = data[n:]
@@ -101,9 +103,10 @@ func (l *outputLog) put(stderr bool, data []byte) int {
 			return len(last.Data) - had
 		}
 	}
-	size := 512
-	if n := len(l.chunks); n > 0 {
-		size = min(2*cap(l.chunks[n-1].Data), chunkBytes)
+	// A stream that goes on gets ever larger chunks; one that is interrupted by the other gets small ones.
+	size := smallChunk
+	if n := len(l.chunks); n > 0 && l.chunks[n-1].Stderr == stderr {
+		size = 2 * cap(l.chunks[n-1].Data)
 	}
 	size = min(max(size, len(data)), chunkBytes)
 	fresh := append(make([]byte, 0, size), data[:min(len(data), size)]...)
