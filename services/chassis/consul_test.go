@@ -170,8 +170,7 @@ func TestTheMeshOutlivesConsul(t *testing.T) {
 	ping("with Consul")
 	c.Stop()
 	ping("without Consul")
-	late, stopLate := start(t, Config{Consul: fast(c)}, &fakeHost{}, WithHostID("late"))
-	_ = late
+	_, stopLate := start(t, Config{Consul: fast(c)}, &fakeHost{ping: func(context.Context) error { return nil }}, WithHostID("late"))
 	c.Restart(t)
 	ping("with a Consul that knows nothing")
 	f.until("both hosts, one of which started while Consul was away", passing("covey-host-a", "covey-host-late"))
