@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -48,19 +49,15 @@ func (d *Demo) terminal(ctx context.Context) error {
 	return err
 }
 
+// control matches what a terminal does not show: the title of its window (OSC), movements and colours (CSI).
+var control = regexp.MustCompile(`\x1b\][^\x07]*\x07|\x1b\[[0-9;?]*[A-Za-z]`)
+
 // printable leaves out what moves the cursor and colours text.
 func printable(line string) string {
-	var b strings.Builder
-	escape := false
-	for _, r := range line {
-		switch {
-		case r == 0x1b:
-			escape = true
-		case escape:
-			escape = !(r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z')
-		case r >= ' ':
-			b.WriteRune(r)
+	return strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return -1
 		}
-	}
-	return b.String()
+		return r
+	}, control.ReplaceAllString(line, ""))
 }

@@ -58,7 +58,6 @@ func run(m *testing.M) (code int, err error) {
 		return m.Run(), nil
 	}
 	ctx := context.Background()
-	before := mesh.LookAround()
 	if err := os.MkdirAll("/var/lib/covey", 0o755); err != nil {
 		return 1, err
 	}
@@ -66,6 +65,8 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
+	before := mesh.LookAround(dir)
+	delete(before, "directory") // It is there, and empty.
 	up, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
 	mm, err := mesh.Up(up, t, mesh.Options{Dir: dir, Listen: "127.0.0.1:0", Progress: mesh.NewProgress(os.Stdout)})
@@ -87,7 +88,7 @@ func run(m *testing.M) (code int, err error) {
 	if e := mm.Down(ctx); e != nil {
 		return 1, fmt.Errorf("taking the mesh down: %w (%v)", e, err)
 	}
-	if left := mesh.LookAround().Since(before); len(left) > 0 {
+	if left := mesh.LookAround(dir).Since(before); len(left) > 0 {
 		return 1, fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
 	}
 	return code, err

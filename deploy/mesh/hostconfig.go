@@ -8,7 +8,7 @@ func (s *starter) hostConfig(id string) map[string]any {
 		"chassis":    s.chassis("covey-host", "hostagentd-"+id, "127.0.0.1:0"),
 		"host_id":    id,
 		"state_dir":  s.path(id),
-		"memory_dir": filepath.Join("/dev/shm/covey", s.o.Dir, id),
+		"memory_dir": filepath.Join(memoryDir(s.o.Dir), id),
 		"artifacts":  s.t.Artifacts,
 		"capacity":   map[string]any{"vcpus": s.o.VCPUs, "memory_mb": s.o.MemoryMB, "disk_mb": 1 << 20, "slots": s.o.Slots},
 		"stop":       "destroy",
@@ -16,3 +16,6 @@ func (s *starter) hostConfig(id string) map[string]any {
 		"registry":   map[string]any{"enabled": true},
 	}
 }
+
+// memoryDir is where the hosts of the mesh in dir have their memory images: in a tmpfs, as VMs map them.
+func memoryDir(dir string) string { return filepath.Join("/dev/shm/covey", dir) }

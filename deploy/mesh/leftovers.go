@@ -11,16 +11,16 @@ import (
 // Traces is what a mesh can leave on a machine, by kind, each with a name that a person can look for.
 type Traces map[string][]string
 
-// LookAround lists everything of Covey's that there is on this machine now, whichever mesh it belongs to: processes, network
-// namespaces, links, mounts, cgroups, memory images, state directories. Compare two of them with Since.
-func LookAround() Traces {
+// LookAround lists what there is on this machine now of the mesh in dir: processes, mounts, memory images; and of all of Covey's network
+// namespaces, links and cgroups, whose names do not tell the mesh. Compare two of them with Since.
+func LookAround(dir string) Traces {
 	return Traces{
-		"process":           processes(),
+		"process":           processes(dir),
 		"network namespace": entries("/run/netns", "cvy"),
 		"network link":      entries("/sys/class/net", "cvy"),
 		"mount":             mounts(),
-		"memory image":      entries("/dev/shm/covey/var/lib/covey", ""),
-		"directory":         entries("/var/lib/covey", ""),
+		"memory image":      entries(filepath.Dir(memoryDir(dir)), filepath.Base(dir)),
+		"directory":         entries(filepath.Dir(dir), filepath.Base(dir)),
 		"cgroup":            cgroups(),
 	}
 }
@@ -53,23 +53,20 @@ func entries(dir, prefix string) []string {
 	return names
 }
 
-// daemons are the names of a mesh's processes.
-var daemons = []string{"qemu-system-x86", "firecracker", "consul", "postgres", "hostagentd", "sandboxd", "schedulerd", "snapshotd", "gatewayd", "guestd"}
-
-func processes() []string {
+// processes finds those that were started with something of the mesh's directory: its daemons by their configuration, VMMs by their sockets.
+func processes(dir string) []string {
 	list, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
 	}
 	var found []string
 	for _, e := range list {
-		comm, err := os.ReadFile("/proc/" + e.Name() + "/comm")
-		if err != nil {
+		args, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		if err != nil || !strings.Contains(string(args), dir+"/") {
 			continue
 		}
-		if name := strings.TrimSpace(string(comm)); slices.Contains(daemons, name) {
-			found = append(found, name+" "+e.Name())
-		}
+		name, _, _ := strings.Cut(string(args), "\x00")
+		found = append(found, filepath.Base(name)+" "+e.Name())
 	}
 	return found
 }

@@ -78,7 +78,7 @@ func Up(ctx context.Context, t *Toolchain, o Options) (*Mesh, error) {
 	}
 	for _, s := range b.steps() {
 		if err := o.Progress.Run(s.name, func(tell func(string)) (string, error) { return s.do(ctx, tell) }); err != nil {
-			return b.m, hint(err, "read the logs in "+filepath.Join(o.Dir, "logs")+", then `make down` and try again")
+			return b.m, fmt.Errorf("%w\n(logs are in %s)", err, filepath.Join(o.Dir, "logs"))
 		}
 	}
 	return b.m, nil
@@ -225,7 +225,7 @@ func (m *Mesh) Down(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return os.RemoveAll(m.Dir)
+	return errors.Join(os.RemoveAll(memoryDir(m.Dir)), os.RemoveAll(m.Dir))
 }
 
 // reapHost removes what a host agent left, which is nothing unless it had crashed: VMs, namespaces, cgroups, memory.

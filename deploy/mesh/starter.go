@@ -64,6 +64,9 @@ func (s *starter) postgres(ctx context.Context, tell func(string)) (string, erro
 	if err := os.MkdirAll(s.o.Dir, 0o755); err != nil {
 		return "", err
 	}
+	if err := os.Chmod(s.o.Dir, 0o755); err != nil {
+		return "", err
+	}
 	db, err := newDatabase(s.t.PostgresBin, s.path("postgres"))
 	if err != nil {
 		return "", err

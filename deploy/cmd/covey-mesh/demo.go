@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -22,7 +23,6 @@ func runDemo(ctx context.Context, _ []string) (err error) {
 	if err != nil {
 		return err
 	}
-	before := mesh.LookAround()
 	if err := os.MkdirAll(demoParent, 0o755); err != nil {
 		return err
 	}
@@ -30,13 +30,14 @@ func runDemo(ctx context.Context, _ []string) (err error) {
 	if err != nil {
 		return err
 	}
+	before := mesh.LookAround(dir)
 	p.Title("Starting a mesh in %s", dir)
 	m, err := mesh.Up(ctx, t, mesh.Options{Dir: dir, Listen: "127.0.0.1:0", Progress: p})
 	if err == nil {
 		err = demo.Run(ctx, m, os.Stdout)
 	}
 	if err != nil {
-		err = fmt.Errorf("%w\nwhat to do: the logs of this run are kept in %s", err, keepLogs(dir))
+		err = keepLogs(err, dir)
 	}
 	err = errors.Join(err, takeDown(context.WithoutCancel(ctx), p, m, dir, before))
 	if err == nil {
@@ -55,21 +56,22 @@ func takeDown(ctx context.Context, p *mesh.Progress, m *mesh.Mesh, dir string, b
 		if err := m.Down(ctx); err != nil {
 			return "", err
 		}
-		if left := mesh.LookAround().Since(before); len(left) > 0 {
+		delete(before, "directory") // It was there, and empty.
+		if left := mesh.LookAround(dir).Since(before); len(left) > 0 {
 			return "", fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
 		}
 		return "no process, namespace, link, mount, cgroup or file is left", nil
 	})
 }
 
-// keepLogs moves the logs out of a directory that is about to be removed.
-func keepLogs(dir string) string {
+// keepLogs copies the logs out of a directory that is about to be removed, and says in the error where they are.
+func keepLogs(cause error, dir string) error {
 	kept, err := os.MkdirTemp("", "covey-demo-logs-")
+	if err == nil {
+		err = os.CopyFS(kept, os.DirFS(filepath.Join(dir, "logs")))
+	}
 	if err != nil {
-		return dir
+		return fmt.Errorf("%w\n(its logs could not be kept: %v)", cause, err)
 	}
-	if err := os.CopyFS(kept, os.DirFS(dir+"/logs")); err != nil {
-		return dir + "/logs"
-	}
-	return kept
+	return fmt.Errorf("%w\nwhat to do: read the logs of this run, which are kept in %s", cause, kept)
 }
