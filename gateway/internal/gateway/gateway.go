@@ -98,7 +98,7 @@ func (g *Gateway) restConfig() rest.Config {
 			"covey-host": aHost(g.scheduler),
 		},
 		Metrics:  promhttp.HandlerFor(tel.Registry, promhttp.HandlerOpts{}),
-		Draining: g.Daemon.Draining(), Tracer: tel.Tracers.Tracer("covey/gateway"), Propagator: tel.Propagator, Log: g.Daemon.Log(),
+		Draining: g.Daemon.Draining(), Tracer: tel.Tracers.Tracer("covey/gateway"), Meter: tel.Meters.Meter("covey/gateway"), Propagator: tel.Propagator, Log: g.Daemon.Log(),
 	}
 }
 

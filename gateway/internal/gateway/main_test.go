@@ -134,6 +134,7 @@ func (g *running) do(method, path string, body io.Reader, header ...string) answ
 	if err != nil {
 		g.t.Fatal(err)
 	}
+	conforms(g.t, req, res, b)
 	return answer{res.StatusCode, res.Header, b}
 }
 

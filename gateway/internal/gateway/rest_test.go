@@ -86,6 +86,8 @@ func TestEveryErrorHasOneShapeAndTheRightStatus(t *testing.T) {
 		"no file":           {"POST", sb + "/files/read", `{"path":"nope"}`, json, 404, "FILE_NOT_FOUND", "nope", ""},
 		"watch nothing":     {"GET", "/v1/sandboxes:watch?sandbox_id=sb_no", "", nil, 404, "SANDBOX_NOT_FOUND", "", ""},
 		"upload parameter":  {"POST", sb + "/files/stream/write?path=x&mode=999", "x", nil, 400, "INVALID_FIELD", "0644", "mode"},
+		"no UTF-8":          {"GET", "/v1/sandboxes/%80", "", nil, 400, "INVALID_URL", "UTF-8", ""},
+		"no UTF-8 in query": {"GET", sb + "/files/stat?path=%ff", "", nil, 400, "INVALID_URL", "UTF-8", ""},
 		"upload misspelt":   {"POST", sb + "/files/stream/write?file=x", "x", nil, 400, "INVALID_FIELD", "path", "file"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -210,6 +212,21 @@ func TestDocumentationNeedsNeitherKeyNorNetwork(t *testing.T) {
 			t.Errorf("the page takes %s from elsewhere", m[1])
 		} else if a := g.do("GET", m[1], nil, "Authorization", ""); a.status != http.StatusOK || len(a.body) == 0 {
 			t.Errorf("%s: %d", m[1], a.status)
+		}
+	}
+}
+
+func TestRequestsAreCountedByRouteAndStatus(t *testing.T) {
+	g := start(t)
+	g.do("GET", "/v1/sandboxes/sb_no", nil)
+	g.do("GET", "/wp-login.php", nil)
+	page := string(g.do("GET", "/metrics", nil).body)
+	for _, want := range []string{
+		`http_server_request_duration_seconds_count\{.*http_response_status_code="404",http_route="/v1/sandboxes/\{sandbox_id\}"`,
+		`http_server_request_duration_seconds_count\{.*http_route="other"`,
+	} {
+		if !regexp.MustCompile(want).MatchString(page) {
+			t.Errorf("no %s", want)
 		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -36,6 +38,9 @@ func (s *Server) writeStream(w http.ResponseWriter, r *http.Request, params map[
 func headerFrom(v url.Values, h *guestv1.WriteFileHeader) (*guestv1.WriteFileHeader, error) {
 	for name := range v {
 		value := v.Get(name)
+		if !utf8.ValidString(name + value) {
+			return nil, apierr.Field(strings.ToValidUTF8(name, "\uFFFD"), "must be UTF-8")
+		}
 		var err error
 		switch name {
 		case "path":

@@ -6,13 +6,16 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/oklog/ulid/v2"
 	"go.opentelemetry.io/otel/attribute"
 	otelcodes "go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
@@ -100,8 +103,11 @@ func (s *Server) finish(w *recorder, r *http.Request, route string, span trace.S
 	if w.status >= 500 {
 		span.SetStatus(otelcodes.Error, http.StatusText(w.status))
 	}
+	took := time.Since(began)
+	s.durations.Record(r.Context(), took.Seconds(), metric.WithAttributes(attribute.String("http.request.method", r.Method),
+		attribute.String("http.route", route), attribute.Int("http.response.status_code", w.status)))
 	s.Log.InfoContext(r.Context(), "http", "method", r.Method, "route", route, "path", r.URL.Path, "status", w.status, "bytes", w.bytes,
-		"duration_ms", float64(time.Since(began).Microseconds())/1000)
+		"duration_ms", float64(took.Microseconds())/1000)
 	if cause != nil {
 		panic(cause)
 	}
@@ -173,6 +179,18 @@ func bodyError(ctx context.Context) error {
 // carriesFile tells the routes whose body is a file, or a form of files.
 func carriesFile(path string) bool {
 	return strings.HasSuffix(path, "/files/write") || strings.HasSuffix(path, "/files/stream/write")
+}
+
+// legible refuses paths and queries that are not UTF-8: no message could carry them.
+func (s *Server) legible(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		query, err := url.QueryUnescape(r.URL.RawQuery)
+		if err != nil || !utf8.ValidString(query) || !utf8.ValidString(r.URL.Path) {
+			s.fail(w, r, apierr.E(codes.InvalidArgument, "INVALID_URL", "path and query must be UTF-8, with %-escapes"))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // limited bounds bodies and refuses those that are not JSON, but where a file is carried.

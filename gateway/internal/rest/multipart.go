@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -46,6 +47,9 @@ func (s *Server) writeForm(w http.ResponseWriter, r *http.Request, params map[st
 				return err
 			}
 			continue
+		}
+		if !utf8.ValidString(part.FileName()) {
+			return apierr.Field("file", "the file's name must be UTF-8")
 		}
 		res, err := s.upload(r.Context(), params["sandbox_id"], named(header, part.FileName()), part)
 		if err != nil {

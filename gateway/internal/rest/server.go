@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
@@ -38,6 +39,7 @@ type Config struct {
 	// Draining is closed when the gateway begins to end: streams of events end then, WebSockets a little later.
 	Draining <-chan struct{}
 	Tracer   trace.Tracer
+	Meter    metric.Meter
 	// Propagator finds the caller's trace in a request's headers.
 	Propagator propagation.TextMapPropagator
 	Log        *slog.Logger
@@ -53,7 +55,9 @@ type Server struct {
 	processes guestv1.ProcessServiceClient
 	files     guestv1.FileServiceClient
 	host      hostv1.HostServiceClient
-	sockets   sync.WaitGroup
+	durations metric.Float64Histogram // of requests, seconds; WebSockets and streams of events too
+
+	sockets sync.WaitGroup
 }
 
 // New makes a Server.
@@ -84,10 +88,14 @@ func New(c Config) (*Server, error) {
 		}
 	}
 	var err error
+	s.durations, err = c.Meter.Float64Histogram("http.server.request.duration", metric.WithUnit("s"), metric.WithDescription("Time of requests, by route and status."))
+	if err != nil {
+		return nil, err
+	}
 	if s.routes, err = documented(); err != nil {
 		return nil, err
 	}
-	s.http = s.chain(s.open(s.authenticated(limited(s.mux))))
+	s.http = s.chain(s.legible(s.open(s.authenticated(limited(s.mux)))))
 	return s, nil
 }
 

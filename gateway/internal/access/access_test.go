@@ -1,0 +1,124 @@
+package access
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/coveyhq/covey/services/chassis/tenant"
+)
+
+func TestEveryMethodNeedsTheScopeOfWhatItDoes(t *testing.T) {
+	for method, want := range map[string]string{
+		"/covey.sandbox.v1.SandboxService/GetSandbox": Read, "/covey.sandbox.v1.SandboxService/WatchSandboxes": Read,
+		"/covey.sandbox.v1.SandboxService/CreateSandbox": Write, "/covey.guest.v1.ProcessService/Exec": Write,
+		"/covey.guest.v1.FileService/ReadFile": Read, "/covey.guest.v1.FileService/WriteFile": Write, "/covey.host.v1.HostService/ReadConsole": Read,
+		"/covey.snapshot.v1.SnapshotService/ExplainSnapshot": Read, "/covey.snapshot.v1.SnapshotService/DeleteSnapshot": Write,
+		"/covey.scheduler.v1.HostsService/ListHosts": Admin, "/covey.sandbox.v1.KeyService/ListKeys": Admin, "nonsense": Write,
+	} {
+		if got := ScopeOf(method); got != want {
+			t.Errorf("%s needs %s, want %s", method, got, want)
+		}
+	}
+	for _, c := range []struct {
+		has    []string
+		needed string
+		may    bool
+	}{
+		{nil, Read, false}, {[]string{Read}, Read, true}, {[]string{Read}, Write, false}, {[]string{Write}, Read, true}, {[]string{Write}, Admin, false},
+		{[]string{Admin}, Write, true}, {[]string{Admin}, Admin, true},
+	} {
+		if may(c.has, c.needed) != c.may {
+			t.Errorf("%v for %s: %v", c.has, c.needed, !c.may)
+		}
+	}
+}
+
+// service is a fake of the one that owns the keys, with a clock.
+type service struct {
+	now   time.Time
+	asked int
+	err   error
+}
+
+func (s *service) keys() *Keys {
+	k := New(func(context.Context, string) (Caller, error) {
+		s.asked++
+		return Caller{Tenant: "acme", KeyID: "key_1", Scopes: []string{Read}}, s.err
+	})
+	k.now = func() time.Time { return s.now }
+	return k
+}
+
+func TestAnAnswerAboutAKeyIsBelievedForTwoSecondsAndForThirtyWhereNobodyCanBeAsked(t *testing.T) {
+	s := &service{now: time.Unix(1000, 0)}
+	k := s.keys()
+	for _, step := range []struct {
+		after time.Duration
+		err   error
+		code  codes.Code
+		asked int
+	}{
+		{0, nil, codes.OK, 1},
+		{time.Second, nil, codes.OK, 1},
+		{2 * time.Second, nil, codes.OK, 2},
+		{10 * time.Second, status.Error(codes.Unavailable, "gone"), codes.OK, 3},
+		{40 * time.Second, status.Error(codes.Unavailable, "gone"), codes.Unavailable, 4},
+		{41 * time.Second, nil, codes.OK, 5},
+		{44 * time.Second, status.Error(codes.Unauthenticated, "revoked"), codes.Unauthenticated, 6},
+		{45 * time.Second, nil, codes.Unauthenticated, 6},
+		{47 * time.Second, status.Error(codes.Unavailable, "gone"), codes.Unavailable, 7},
+	} {
+		s.now, s.err = time.Unix(1000, 0).Add(step.after), step.err
+		_, err := k.Identify(t.Context(), "cvy_x")
+		if status.Code(err) != step.code || s.asked != step.asked {
+			t.Fatalf("after %s: %v, asked %d times; want %s, %d", step.after, err, s.asked, step.code, step.asked)
+		}
+	}
+}
+
+func TestAForgottenKeyIsAskedAboutAgain(t *testing.T) {
+	s := &service{now: time.Unix(1000, 0)}
+	k := s.keys()
+	k.Identify(t.Context(), "cvy_x")
+	k.Forget("key_2")
+	k.Identify(t.Context(), "cvy_x")
+	if s.asked != 1 {
+		t.Fatalf("asked %d times", s.asked)
+	}
+	k.Forget("key_1")
+	if k.Identify(t.Context(), "cvy_x"); s.asked != 2 {
+		t.Fatalf("asked %d times after it was forgotten", s.asked)
+	}
+}
+
+func TestWhatOnlyTheMeshMaySayIsTakenOutOfACall(t *testing.T) {
+	k := (&service{now: time.Unix(1000, 0)}).keys()
+	in := metadata.Pairs("authorization", "bearer  cvy_x", "covey-tenant", "other", "covey-scopes", "admin", "traceparent", "kept")
+	ctx, err := k.Auth(metadata.NewIncomingContext(t.Context(), in), "/x.y/GetZ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	if len(md.Get("covey-tenant"))+len(md.Get("covey-scopes")) > 0 || !slices.Equal(md.Get("traceparent"), []string{"kept"}) || tenant.From(ctx) != "acme" {
+		t.Fatalf("left %v, tenant %s", md, tenant.From(ctx))
+	}
+	if _, err := k.Auth(metadata.NewIncomingContext(t.Context(), in), "/x.y/DeleteZ"); status.Code(err) != codes.PermissionDenied {
+		t.Fatalf("a key that may read deletes: %v", err)
+	}
+}
+
+func TestASecretIsFoundInEitherHeader(t *testing.T) {
+	for want, h := range map[string][2][]string{
+		"a": {{"Bearer a"}, nil}, "b": {{"bEARER b"}, {"c"}}, "c": {{"Basic x"}, {"c"}}, "d": {nil, {" d "}}, "": {{"Bearer"}, {"e"}},
+	} {
+		if got := Secret(h[0], h[1]); got != want {
+			t.Errorf("%v: %q", h, got)
+		}
+	}
+}
