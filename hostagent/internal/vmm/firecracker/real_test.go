@@ -266,6 +266,16 @@ func TestAPayloadBootsIsSavedAndGoesOn(t *testing.T) {
 	checkLife(t, l)
 }
 
+func TestAJailedPayloadIsSavedAndGoesOn(t *testing.T) {
+	jailer := firecracker.FindJailer(realBinary(t))
+	if jailer == "" {
+		t.Skip("there is no jailer beside firecracker, nor in the search path")
+	}
+	l := newLab(t, func(c *firecracker.Config) { c.Jailer = jailer })
+	checkLife(t, l)
+	checkCage(t, l)
+}
+
 // checkLife boots, saves fully, restores through the pager, saves the difference, and restores that.
 func checkLife(t *testing.T, l *lab) {
 	first := l.boot(t, "")
@@ -456,8 +466,9 @@ func isGone(t *testing.T, vm vmm.VM) {
 	}
 }
 
-func TestARealVMMIsCaged(t *testing.T) {
-	l := newLab(t, nil)
+func TestARealVMMIsCaged(t *testing.T) { checkCage(t, newLab(t, nil)) }
+
+func checkCage(t *testing.T, l *lab) {
 	g := l.boot(t, "")
 	g.awaitCount(1)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.Handle().PID))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -171,32 +172,62 @@ func (d *Driver) spec(cfg *vmm.Config, disk Disk, restore bool) (launch.Spec, er
 			"--api-sock", filepath.Join(roomDir, apiName), "--id", instanceID(cfg.ID), "--level", "Warning", "--show-level",
 			"--log-path", filepath.Join(roomDir, logName), "--metrics-path", filepath.Join(roomDir, metricsName),
 		},
-		Binds: append(launch.System(),
-			launch.Bind{Path: d.conf.Binary, At: roomBinary},
-			launch.Bind{Path: ownDir(cfg), At: roomDir, Writable: true},
-			launch.Bind{Path: "/dev/kvm", Optional: true}, launch.Bind{Path: "/dev/urandom"},
-			launch.Bind{Path: "/dev/userfaultfd", Optional: true},
-		),
+		Binds: append(launch.System(), launch.Bind{Path: ownDir(cfg), At: roomDir, Writable: true}),
 	}
-	if cfg.TapName != "" {
-		spec.Binds = append(spec.Binds, launch.Bind{Path: "/dev/net/tun"})
+	add := func(path, at string, writable bool) {
+		spec.Binds = append(spec.Binds, launch.Bind{Path: path, At: at, Writable: writable})
 	}
 	if disk != nil {
-		spec.Binds = append(spec.Binds, launch.Bind{Path: disk.Path(), At: roomDisk, Writable: true})
+		add(disk.Path(), roomDisk, true)
 	}
 	if cfg.PagerSocket != "" {
-		spec.Binds = append(spec.Binds, launch.Bind{Path: filepath.Dir(cfg.PagerSocket), At: roomPager})
+		add(filepath.Dir(cfg.PagerSocket), roomPager, false)
 	}
-	if restore {
+	if cfg.Kernel != "" && !restore {
+		add(cfg.Kernel, roomKernel, false)
+	}
+	if cfg.Initrd != "" && !restore {
+		add(cfg.Initrd, roomInitrd, false)
+	}
+	if d.conf.Jailer != "" {
+		d.jail(&spec, cfg)
 		return spec, nil
 	}
-	if cfg.Kernel != "" {
-		spec.Binds = append(spec.Binds, launch.Bind{Path: cfg.Kernel, At: roomKernel})
-	}
-	if cfg.Initrd != "" {
-		spec.Binds = append(spec.Binds, launch.Bind{Path: cfg.Initrd, At: roomInitrd})
+	add(d.conf.Binary, roomBinary, false)
+	for _, device := range []string{"/dev/kvm", "/dev/urandom", "/dev/userfaultfd", "/dev/net/tun"} {
+		if device != "/dev/net/tun" || cfg.TapName != "" {
+			spec.Binds = append(spec.Binds, launch.Bind{Path: device, Optional: true})
+		}
 	}
 	return spec, nil
+}
+
+// jail has the jailer run what the spec says: the room moves to where the jailer will make it the root.
+func (d *Driver) jail(spec *launch.Spec, cfg *vmm.Config) {
+	const base, jailer = "/jail", "/jailer"
+	root := filepath.Join(base, filepath.Base(roomBinary), instanceID(cfg.ID), "root")
+	for i, b := range spec.Binds {
+		if b.At == "" {
+			b.At = b.Path
+		}
+		spec.Binds[i].At = filepath.Join(root, b.At)
+	}
+	spec.Binds = append(spec.Binds, launch.System()...)
+	spec.Binds = append(spec.Binds, launch.Bind{Path: d.conf.Jailer, At: jailer}, launch.Bind{Path: d.conf.Binary, At: roomBinary},
+		// Where the jailer finds the number of /dev/userfaultfd.
+		launch.Bind{Path: "/proc/misc"})
+	args := []string{
+		"--id", instanceID(cfg.ID), "--exec-file", roomBinary, "--uid", strconv.Itoa(cfg.UID), "--gid", strconv.Itoa(cfg.GID),
+		"--chroot-base-dir", base, "--resource-limit", fmt.Sprintf("fsize=%d", spec.MaxFile), "--",
+	}
+	for i := 0; i < len(spec.Args); i++ {
+		if spec.Args[i] == "--id" {
+			i++ // the jailer says it
+			continue
+		}
+		args = append(args, spec.Args[i])
+	}
+	spec.Path, spec.Args, spec.UID, spec.GID, spec.MaxFile, spec.Jailer = jailer, args, 0, 0, 0, true
 }
 
 // maxFile is how large the files that Firecracker writes may become: the spool has the memory's size, a disk may be a file.

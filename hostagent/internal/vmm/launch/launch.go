@@ -39,6 +39,9 @@ type Spec struct {
 	// MaxFile is how large the files that the process writes may become, in bytes, rounded up to 512: a write beyond that fails.
 	// 0: as the agent's. With it the process has no core dumps either. It is a shell that sets it, and executes Path.
 	MaxFile int64
+	// Jailer: the program is itself one that builds a cage. It starts as root with capabilities, in a room that it may write and mount in,
+	// and becomes the user of the cage that it is told to.
+	Jailer bool
 	// Devices are paths of devices that the process may use, whoever may use them outside.
 	Devices []string
 }
@@ -160,8 +163,10 @@ func start(s *Spec, words *os.File) (pid, pidfd int, err error) {
 	if err := enterRoom(s); err != nil {
 		return 0, 0, fmt.Errorf("build the room: %w", err)
 	}
-	if err := dropPrivileges(); err != nil {
-		return 0, 0, fmt.Errorf("drop privileges: %w", err)
+	if !s.Jailer {
+		if err := dropPrivileges(); err != nil {
+			return 0, 0, fmt.Errorf("drop privileges: %w", err)
+		}
 	}
 	return fork(s, fds, cgroup)
 }

@@ -61,8 +61,12 @@ func enterRoom(s *Spec) error {
 	if err != nil {
 		return err
 	}
-	const flags = unix.MS_NOSUID | unix.MS_NOEXEC
-	if err := unix.Mount("room", s.RoomAt, "tmpfs", flags, "size=1m,nr_inodes=1k,mode=755"); err != nil {
+	flags, options := uintptr(unix.MS_NOSUID|unix.MS_NOEXEC), "size=1m,nr_inodes=1k,mode=755"
+	if s.Jailer {
+		// What it executes it copies into its cage first.
+		flags, options = unix.MS_NOSUID, "size=32m,nr_inodes=1k,mode=755"
+	}
+	if err := unix.Mount("room", s.RoomAt, "tmpfs", flags, options); err != nil {
 		return fmt.Errorf("mount a tmpfs on %s: %w", s.RoomAt, err)
 	}
 	for _, p := range parts {
@@ -74,6 +78,9 @@ func enterRoom(s *Spec) error {
 		if err := makeDevice(filepath.Join(s.RoomAt, path), unix.S_IFCHR, number); err != nil {
 			return fmt.Errorf("device %s: %w", path, err)
 		}
+	}
+	if s.Jailer {
+		return pivot(s.RoomAt)
 	}
 	if err := unix.Mount("", s.RoomAt, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|flags, ""); err != nil {
 		return fmt.Errorf("make the room read-only: %w", err)
