@@ -98,7 +98,7 @@ type Config struct {
 
 	// ConsolePath is the file that the guest's serial console is appended to; made by the driver if missing.
 	ConsolePath string
-	// UID and GID that the VMM runs as; RunDir is made theirs by the driver.
+	// UID and GID that the VMM runs as; RunDir is made theirs by the driver where the VMM writes there.
 	UID, GID int
 	// CgroupProcs are the cgroup.procs (v2) or tasks files that the VMM is put in before it executes anything.
 	CgroupProcs []string

@@ -30,14 +30,17 @@
 //
 // # The caged process
 //
-// See package launch. QEMU sees /usr, its own directory, and the sockets and files that it was given; its seccomp filter denies it
-// to execute programs, gain privileges and change its scheduling. Its files cannot grow beyond 16 MiB, which bounds the
-// console: what a guest prints after that is lost.
+// See package launch. QEMU sees /usr, its own directory, and the sockets and files that it was given, and can write to none but the
+// console, which it inherits; its seccomp filter denies it to execute programs, gain privileges and change its scheduling. Its files cannot
+// grow beyond 16 MiB, which bounds the console: what a guest prints after that is lost until somebody truncates it.
 //
 // # The processor
 //
 // Under TCG the model is "max", all that this version of QEMU can emulate, which is the same on every host. Under KVM it is the
 // host's own, and a state loads only where the processor is the same, unless the configuration names a model.
+//
+// Under TCG a guest's time stamp counter runs as fast as the host's, and is the only clock that its kernel has. Where a state is loaded on
+// a host with another frequency the guest's clock runs too fast or too slow from then on; the log says so.
 //
 // Chosen: the distribution's QEMU with a preloaded object, inherited descriptors and QMP. Rejected: libvirt (another daemon which
 // owns the VMs), a patched QEMU (nobody would get its security updates), and restoring by -incoming with a path (the VMM

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 )
 
@@ -49,7 +51,7 @@ var panicLine = regexp.MustCompile(`Kernel panic - not syncing: ([^\r\n]{1,200})
 
 // panicLine is what the guest's kernel said in the end, if it panicked.
 func (v *VM) panicLine() string {
-	f, err := os.Open(v.cfg.ConsolePath)
+	f, err := os.OpenFile(v.cfg.ConsolePath, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return ""
 	}

@@ -60,9 +60,6 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, restore bool) (*VM, 
 	if err := resolve(&cfg.Kernel, &cfg.Initrd); err != nil {
 		return nil, err
 	}
-	if err := os.Chown(cfg.RunDir, cfg.UID, cfg.GID); err != nil {
-		return nil, err
-	}
 	f := &files{}
 	defer f.close()
 	spec, err := d.spec(&cfg, f, restore)
@@ -162,9 +159,10 @@ func (d *Driver) spec(cfg *vmm.Config, f *files, restore bool) (launch.Spec, err
 	return spec, nil
 }
 
-// binds are the paths that QEMU sees. Sockets are bound by their directories: a new agent makes new ones.
+// binds are the paths that QEMU sees. Sockets are bound by their directories: a new agent makes new ones. None can be written to, its
+// own directory included: what a VMM could put there in place of a socket, the next agent would meet as root.
 func (d *Driver) binds(cfg *vmm.Config, restore bool) []launch.Bind {
-	list := append(launch.System(), launch.Bind{Path: d.conf.Binary}, launch.Bind{Path: cfg.RunDir, Writable: true})
+	list := append(launch.System(), launch.Bind{Path: d.conf.Binary}, launch.Bind{Path: cfg.RunDir})
 	if cfg.PagerSocket != "" {
 		list = append(list, launch.Bind{Path: d.conf.Preload}, launch.Bind{Path: filepath.Dir(cfg.PagerSocket)})
 	}

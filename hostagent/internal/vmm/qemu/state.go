@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,8 @@ const (
 	// Limits of a state file's parts, in bytes; the stream has about 60 KiB.
 	maxMeta   = 64 << 10
 	maxStream = 64 << 20
+	// tolerableDrift is what time synchronisation in the guest can make up for.
+	tolerableDrift = 0.0005
 )
 
 // stateMeta says what a VM must be like to load a stream.
@@ -30,13 +33,27 @@ type stateMeta struct {
 	MemoryBytes int64  `json:"memory_bytes"`
 	Disk        bool   `json:"disk"`
 	Network     bool   `json:"network"`
+	// TSCKHz is the frequency of the guest's time stamp counter under TCG, kHz.
+	TSCKHz uint64 `json:"tsc_khz,omitempty"`
 }
 
 func (d *Driver) meta(cfg *vmm.Config) stateMeta {
-	return stateMeta{
+	m := stateMeta{
 		Machine: d.caps.Machine, Version: d.caps.Version, VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes,
 		Disk: cfg.DiskSocket != "" || cfg.DiskPath != "", Network: cfg.TapName != "",
 	}
+	if d.conf.Accel == vmm.TCG {
+		m.TSCKHz = tscKHz()
+	}
+	return m
+}
+
+// drift is by what part a guest's clock runs too fast with this host's counter.
+func (m stateMeta) drift(mine stateMeta) float64 {
+	if m.TSCKHz == 0 || mine.TSCKHz == 0 {
+		return 0
+	}
+	return float64(mine.TSCKHz)/float64(m.TSCKHz) - 1
 }
 
 // fits says what keeps a VM like mine from loading a state of m. The third number of the version does not matter, see machineName.
@@ -103,6 +120,10 @@ func (d *Driver) openState(path string, cfg *vmm.Config) (*os.File, error) {
 	}
 	if err := meta.fits(d.meta(cfg)); err != nil {
 		return nil, fmt.Errorf("state %s: %w", path, err)
+	}
+	if drift := meta.drift(d.meta(cfg)); math.Abs(drift) > tolerableDrift {
+		d.conf.Log.Warn("the guest's clock will not run right: the host's time stamp counter has another frequency", "sandbox", cfg.ID,
+			"state_khz", meta.TSCKHz, "host_khz", tscKHz(), "drift", drift)
 	}
 	stream, err := memoryFile("covey-state")
 	if err != nil {

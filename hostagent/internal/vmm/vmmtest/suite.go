@@ -114,6 +114,12 @@ func testRestore(t *testing.T, l *lab, base *snapshot) {
 	}
 	s.cont()
 	s.ticks()
+	begin := time.Now()
+	quick := l.restore(t, base)
+	loaded := time.Since(begin)
+	quick.cont()
+	quick.ticks()
+	t.Logf("restored in %v, answered after %v", loaded.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	// The same again, by a guest that has been told nothing but its seed.
 	other := l.clone(t, base)
 	other.ask("fill 1 8")

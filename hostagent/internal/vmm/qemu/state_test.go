@@ -1,0 +1,94 @@
+package qemu
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math"
+	"testing"
+
+	"github.com/coveyhq/covey/hostagent/internal/vmm"
+)
+
+var someMeta = stateMeta{Machine: "m", Version: "7.2.22", VCPUs: 2, MemoryBytes: 1 << 28, Disk: true, Network: true, TSCKHz: 2000000}
+
+func TestAStateFileGivesBackWhatWasWrapped(t *testing.T) {
+	body := []byte("QEVM and so on")
+	b, err := encodeState(someMeta, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta, got, err := decodeState(b)
+	if err != nil || meta != someMeta || !bytes.Equal(got, body) {
+		t.Errorf("got %+v, %q, %v", meta, got, err)
+	}
+}
+
+func TestEveryDamageOfAStateFileIsFound(t *testing.T) {
+	b, err := encodeState(someMeta, bytes.Repeat([]byte("state"), 20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range len(b) * 8 {
+		bad := bytes.Clone(b)
+		bad[i/8] ^= 1 << (i % 8)
+		if _, _, err := decodeState(bad); !errors.Is(err, vmm.ErrIncompatible) {
+			t.Fatalf("bit %d flipped: %v", i, err)
+		}
+	}
+	for n := range len(b) {
+		if _, _, err := decodeState(b[:n]); !errors.Is(err, vmm.ErrIncompatible) {
+			t.Fatalf("cut to %d bytes: %v", n, err)
+		}
+	}
+}
+
+func TestAStateLoadsOnlyIntoAVMLikeItsOwn(t *testing.T) {
+	later := someMeta
+	later.Version, later.TSCKHz = "7.2.99", 1
+	if err := someMeta.fits(later); err != nil {
+		t.Errorf("a bug fix of QEMU, and another clock: %v", err)
+	}
+	for what, change := range map[string]func(*stateMeta){
+		"machine": func(m *stateMeta) { m.Machine = "n" }, "vcpus": func(m *stateMeta) { m.VCPUs++ },
+		"memory": func(m *stateMeta) { m.MemoryBytes++ }, "disk": func(m *stateMeta) { m.Disk = false }, "network": func(m *stateMeta) { m.Network = false },
+	} {
+		mine := someMeta
+		change(&mine)
+		if err := someMeta.fits(mine); !errors.Is(err, vmm.ErrIncompatible) {
+			t.Errorf("another %s: %v", what, err)
+		}
+	}
+}
+
+func TestTheDriftOfAGuestsClockIsKnown(t *testing.T) {
+	faster := someMeta
+	faster.TSCKHz = 2200000
+	if d := someMeta.drift(faster); math.Abs(d-0.1) > 1e-9 {
+		t.Errorf("drift %g, want 0.1", d)
+	}
+	if d := someMeta.drift(stateMeta{}); d != 0 {
+		t.Errorf("drift %g where nothing is known", d)
+	}
+}
+
+func FuzzDecodeState(f *testing.F) {
+	b, _ := encodeState(someMeta, []byte("body"))
+	f.Add(b)
+	huge := bytes.Clone(b)
+	binary.LittleEndian.PutUint64(huge[12:], math.MaxUint64)
+	f.Add(huge)
+	f.Add([]byte(stateMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		meta, body, err := decodeState(b)
+		if err != nil {
+			if !errors.Is(err, vmm.ErrIncompatible) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if _, err := encodeState(meta, body); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
