@@ -167,6 +167,10 @@ func (d *Driver) check(cfg *vmm.Config, restore bool) error {
 	if restore && cfg.PagerSocket == "" {
 		bad("PagerSocket", "must be given: states are restored with a pager, %w without", vmm.ErrUnsupported)
 	}
+	// A boot needs no pager, but one that is named and not there is a mistake that would show much later.
+	if st, err := os.Stat(cfg.PagerSocket); cfg.PagerSocket != "" && (err != nil || st.Mode()&os.ModeSocket == 0) {
+		bad("PagerSocket", "%s is no socket (%v)", cfg.PagerSocket, err)
+	}
 	for field, path := range map[string]string{"RunDir": cfg.RunDir, "ConsolePath": cfg.ConsolePath} {
 		if !filepath.IsAbs(path) {
 			bad(field, "must be an absolute path, got %q", path)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -316,6 +317,7 @@ func TestAFailedStartLeavesNothing(t *testing.T) {
 		"odd memory":   {script: "ok", change: func(c *vmm.Config) { c.MemoryBytes++ }, want: "MemoryBytes"},
 		"two disks":    {script: "ok", change: func(c *vmm.Config) { c.DiskPath = "/x" }, want: "only one of them"},
 		"no MAC":       {script: "ok", change: func(c *vmm.Config) { c.MAC = "" }, want: "go together"},
+		"no pager":     {script: "ok", change: func(c *vmm.Config) { c.PagerSocket = "/nowhere" }, want: "PagerSocket"},
 		"no run dir":   {script: "ok", change: func(c *vmm.Config) { c.RunDir = "x" }, want: "RunDir"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -392,6 +394,11 @@ func TestStateAndMemoryAreOfOneRequest(t *testing.T) {
 	}
 	cfg := s.config("ok")
 	cfg.PagerSocket = filepath.Join(cfg.RunDir, "pager.sock")
+	pager, err := net.Listen("unix", cfg.PagerSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pager.Close()
 	restored, err := s.driver.Restore(t.Context(), cfg, state)
 	if err != nil {
 		t.Fatal(err)

@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker"
 )
 
 // newNetNS makes a network namespace with a TAP device, and returns a path to it that lasts as long as the test.
@@ -51,6 +49,3 @@ func makeTAP(name string) error {
 	}
 	return unix.IoctlSetInt(tun, unix.TUNSETPERSIST, 1)
 }
-
-// diskAttacher is how the conformance suite's disks, which are served over NBD, reach Firecracker.
-func diskAttacher() firecracker.Disks { return nil }

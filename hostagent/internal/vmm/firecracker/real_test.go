@@ -28,9 +28,7 @@ import (
 
 func TestMain(m *testing.M) {
 	actScripted()
-	vmmtest.Main(func() (vmm.Driver, error) {
-		return firecracker.New(firecracker.Config{Binary: os.Getenv(binaryVariable), Disks: diskAttacher(), Timeout: 3 * time.Second})
-	})
+	vmmtest.Main(newDriver)
 	goleak.VerifyTestMain(m)
 }
 
@@ -138,7 +136,9 @@ func (l *lab) place(t *testing.T, from *memory) *guest {
 	if err := os.Chown(g.cfg.DiskPath, g.cfg.UID, g.cfg.GID); err != nil {
 		t.Fatal(err)
 	}
-	if from != nil {
+	if from == nil {
+		g.cfg.PagerSocket = ""
+	} else {
 		image, err := l.cache.Open(from.name, from, nil)
 		if err != nil {
 			t.Fatal(err)

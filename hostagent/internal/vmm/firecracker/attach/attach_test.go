@@ -31,16 +31,16 @@ func (b base) ReadAt(_ context.Context, p []byte, off int64) (string, error) {
 	return "local", nil
 }
 
-// served is a real disk of the host agent, served over NBD.
-func served(t *testing.T, first base) (*disk.Disk, firecracker.Attachment) {
+// served is a real disk of the host agent, served over NBD, and what an agent does that comes after another.
+func served(t *testing.T, first base) (d *disk.Disk, again func() *disk.Disk, a firecracker.Attachment) {
 	t.Helper()
 	dir := t.TempDir()
 	store, err := disk.NewStore(filepath.Join(dir, "overlay"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := firecracker.Attachment{ID: "sb_1", Socket: filepath.Join(dir, "disk.sock"), Dir: dir, UID: 0, GID: 0}
-	d, err := store.Create(t.Context(), a.ID, first, size, a.Socket, os.Getuid())
+	a = firecracker.Attachment{ID: "sb_1", Socket: filepath.Join(dir, "disk.sock"), Dir: dir, UID: 0, GID: 0}
+	d, err = store.Create(t.Context(), a.ID, first, size, a.Socket, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,16 @@ func served(t *testing.T, first base) (*disk.Disk, firecracker.Attachment) {
 			t.Error(err)
 		}
 	})
-	return d, a
+	again = func() *disk.Disk {
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if d, err = store.Reopen(t.Context(), a.ID, first, size, a.Socket, os.Getuid()); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	return d, again, a
 }
 
 // content is what the disk holds, and changed which blocks of it have changed.
@@ -84,7 +93,7 @@ func firstContent() base {
 // checkDisk attaches a disk, writes as a VMM does, and finds what was written behind the server, and only that.
 func checkDisk(t *testing.T, disks firecracker.Disks) {
 	first := firstContent()
-	d, a := served(t, first)
+	d, again, a := served(t, first)
 	at, err := disks.Attach(t.Context(), a)
 	if err != nil {
 		t.Fatal(err)
@@ -119,6 +128,7 @@ func checkDisk(t *testing.T, disks firecracker.Disks) {
 	if err := at.Close(); err != nil {
 		t.Fatal(err)
 	}
+	d = again()
 	if at, err = disks.Reattach(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
