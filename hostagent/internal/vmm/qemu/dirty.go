@@ -21,7 +21,7 @@ func (v *VM) SaveDirty(ctx context.Context, w vmm.DirtyWriter) (int64, error) {
 	}
 	var n int64
 	err := v.alone(ctx, func() error {
-		if err := v.stopped(ctx); err != nil {
+		if _, err := v.stopped(ctx); err != nil {
 			return err
 		}
 		b := &batch{ctx: ctx, pid: v.proc.PID(), w: w}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
@@ -36,15 +37,8 @@ func (v *VM) SaveState(ctx context.Context, path string) error {
 		return fmt.Errorf("save state: %w without a pager", vmm.ErrUnsupported)
 	}
 	err := v.alone(ctx, func() error {
-		if err := v.stopped(ctx); err != nil {
-			return err
-		}
-		stream, err := memoryFile("covey-state")
+		stream, err := v.stream(ctx)
 		if err != nil {
-			return err
-		}
-		defer stream.Close()
-		if err := v.migrate(ctx, "migrate", stream); err != nil {
 			return err
 		}
 		return v.driver.writeState(path, &v.cfg, stream)
@@ -53,6 +47,34 @@ func (v *VM) SaveState(ctx context.Context, path string) error {
 		return fmt.Errorf("save state: %w", err)
 	}
 	return nil
+}
+
+// stream returns QEMU's state. QEMU saves it once only until the VM goes on; it stays the same for so long.
+func (v *VM) stream(ctx context.Context) ([]byte, error) {
+	status, err := v.stopped(ctx)
+	if err != nil || v.saved != nil {
+		return v.saved, err
+	}
+	if status == "postmigrate" {
+		return nil, errors.New("a former host agent has saved the VM, which must go on before it can be saved again")
+	}
+	f, err := memoryFile("covey-state")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := v.migrate(ctx, "migrate", f); err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, maxStream+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) == 0 || len(b) > maxStream {
+		return nil, fmt.Errorf("QEMU has written a state of %d bytes, want 1 to %d", len(b), maxStream)
+	}
+	v.saved = b
+	return b, nil
 }
 
 // migrate has QEMU write its state to a file or read it from one, and returns when it has.

@@ -73,15 +73,8 @@ func (m stateMeta) fits(mine stateMeta) error {
 }
 
 // writeState wraps QEMU's stream into a state file.
-func (d *Driver) writeState(path string, cfg *vmm.Config, stream *os.File) error {
-	body, err := io.ReadAll(io.NewSectionReader(stream, 0, maxStream+1))
-	if err != nil {
-		return err
-	}
-	if len(body) == 0 || len(body) > maxStream {
-		return fmt.Errorf("QEMU has written a state of %d bytes, want 1 to %d", len(body), maxStream)
-	}
-	b, err := encodeState(d.meta(cfg), body)
+func (d *Driver) writeState(path string, cfg *vmm.Config, stream []byte) error {
+	b, err := encodeState(d.meta(cfg), stream)
 	if err != nil {
 		return err
 	}

@@ -99,17 +99,17 @@ func (v *VM) gone() error {
 	}
 }
 
-// stopped is nil where the VM stands still.
-func (v *VM) stopped(ctx context.Context) error {
+// stopped returns QEMU's word for the state of a VM that stands still.
+func (v *VM) stopped(ctx context.Context) (string, error) {
 	var status struct {
 		Running bool
 		Status  string
 	}
 	if err := v.do(ctx, "query-status", nil, &status); err != nil {
-		return err
+		return "", err
 	}
 	if status.Running {
-		return vmm.ErrNotStopped
+		return "", vmm.ErrNotStopped
 	}
-	return nil
+	return status.Status, nil
 }

@@ -22,6 +22,8 @@ type VM struct {
 	consoleStart int64
 	// busy is held by the one operation that may be under way.
 	busy chan struct{}
+	// saved is QEMU's state since it was saved, until the VM goes on; whoever holds busy may use it.
+	saved []byte
 	// migration gets the states of migrations, of which the last counts.
 	migration chan string
 
@@ -180,7 +182,10 @@ func (v *VM) Stop(ctx context.Context) error {
 
 // Cont implements vmm.VM.
 func (v *VM) Cont(ctx context.Context) error {
-	return v.alone(ctx, func() error { return v.do(ctx, "cont", nil, nil) })
+	return v.alone(ctx, func() error {
+		v.saved = nil // whatever comes of it
+		return v.do(ctx, "cont", nil, nil)
+	})
 }
 
 // PrivateBytes implements vmm.VM.

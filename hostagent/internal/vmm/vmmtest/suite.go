@@ -148,6 +148,13 @@ func testDiff(t *testing.T, l *lab, base *snapshot) {
 	if got := two.ask("sum"); got != sum {
 		t.Errorf("memory has the sum %s, want %s", got, sum)
 	}
+	// While it stands still it can be saved again.
+	again := *second
+	again.state += "again"
+	if err := one.SaveState(t.Context(), again.state); err != nil {
+		t.Fatal(err)
+	}
+	l.clone(t, &again).ticks()
 }
 
 func testClones(t *testing.T, l *lab, base *snapshot) {
