@@ -201,7 +201,7 @@ func TestADetachedProcessCanBeAttachedAgainWithItsOutput(t *testing.T) {
 func TestATerminalHasTheSizeAskedForAndTakesSignals(t *testing.T) {
 	ctx := start(t)
 	sb := create(t, ctx, &sandboxv1.CreateSandboxRequest{Template: "base"})
-	st, _ := stream(t, ctx, sb.GetId(), &guestv1.ProcessStart{Cmd: "bash", Args: []string{"-c", "stty size; trap 'stty size; exit 5' WINCH; while :; do sleep 0.1; done"}, Terminal: &guestv1.TerminalSize{Rows: 33, Cols: 101}})
+	st, _ := stream(t, ctx, sb.GetId(), &guestv1.ProcessStart{Cmd: "bash", Args: []string{"-c", "trap 'stty size; exit 5' WINCH; stty size; while :; do sleep 0.1; done"}, Terminal: &guestv1.TerminalSize{Rows: 33, Cols: 101}})
 	var out bytes.Buffer
 	resized := false
 	exited, err := drain(st, func(o *guestv1.Output) {

@@ -2,6 +2,8 @@ package mesh
 
 import (
 	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,16 +14,16 @@ import (
 type Traces map[string][]string
 
 // LookAround lists what there is on this machine now of the mesh in dir: processes, mounts, memory images; and of all of Covey's network
-// namespaces, links and cgroups, whose names do not tell the mesh. Compare two of them with Since.
+// namespaces, and links, but those of other agents that run. Compare two of them with Since.
 func LookAround(dir string) Traces {
 	return Traces{
 		"process":           processes(dir),
-		"network namespace": entries("/run/netns", "cvy"),
-		"network link":      entries("/sys/class/net", "cvy"),
-		"mount":             mounts(),
+		"network namespace": ours(entries("/run/netns", "cvy"), dir),
+		"network link":      ours(entries("/sys/class/net", "cvy"), dir),
+		"mount":             ours(mounts(), dir),
 		"memory image":      entries(filepath.Dir(memoryDir(dir)), filepath.Base(dir)),
 		"directory":         entries(filepath.Dir(dir), filepath.Base(dir)),
-		"cgroup":            cgroups(),
+		"cgroup":            cgroups(dir),
 	}
 }
 
@@ -51,6 +53,16 @@ func entries(dir, prefix string) []string {
 		}
 	}
 	return names
+}
+
+// ours leaves out what belongs to another agent that holds its range of addresses: names are "cvy<range>-<n>", and the range's file names
+// the agent's state directory.
+func ours(paths []string, dir string) []string {
+	return slices.DeleteFunc(paths, func(p string) bool {
+		rng, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(p), "cvy"), "-")
+		owner, err := os.ReadFile("/run/covey/net/" + rng)
+		return err == nil && !strings.HasPrefix(string(owner), dir+"/")
+	})
 }
 
 // processes finds those that were started with something of the mesh's directory: its daemons by their configuration, VMMs by their sockets.
@@ -86,15 +98,14 @@ func mounts() []string {
 	return found
 }
 
-// cgroups finds sandboxes' groups in every hierarchy, v1 and v2: the directories below one named for Covey.
-func cgroups() []string {
+// cgroups finds the groups of the mesh's agents, in every hierarchy, v1 and v2: they are named for a hash of the agent's state directory.
+func cgroups(dir string) []string {
 	var found []string
-	for _, pattern := range []string{"/sys/fs/cgroup/covey*/*", "/sys/fs/cgroup/*/covey*/*"} {
-		paths, _ := filepath.Glob(pattern)
-		for _, p := range paths {
-			if st, err := os.Stat(p); err == nil && st.IsDir() {
-				found = append(found, p)
-			}
+	for host := 'a'; host < 'a'+maxHosts; host++ {
+		sum := sha256.Sum256([]byte(filepath.Join(dir, "host-"+string(host))))
+		for _, hierarchy := range []string{"/sys/fs/cgroup/covey/", "/sys/fs/cgroup/*/covey/"} {
+			paths, _ := filepath.Glob(hierarchy + hex.EncodeToString(sum[:4]))
+			found = append(found, paths...)
 		}
 	}
 	return found

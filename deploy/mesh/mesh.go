@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxHosts is the most host agents of one mesh: they are all on this machine.
+const maxHosts = 8
+
 // DefaultDir is where `make up` keeps its mesh.
 const DefaultDir = "/var/lib/covey/local"
 
@@ -91,8 +94,8 @@ func (o *Options) complete() error {
 	if o.Hosts == 0 {
 		o.Hosts = 2
 	}
-	if o.Hosts < 1 || o.Hosts > 8 {
-		return fmt.Errorf("hosts: must be 1 to 8, got %d", o.Hosts)
+	if o.Hosts < 1 || o.Hosts > maxHosts {
+		return fmt.Errorf("hosts: must be 1 to %d, got %d", maxHosts, o.Hosts)
 	}
 	if o.Listen == "" {
 		o.Listen = "127.0.0.1:7070"

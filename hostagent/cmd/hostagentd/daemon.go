@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
 	"github.com/coveyhq/covey/hostagent/internal/agent"
 	"github.com/coveyhq/covey/hostagent/internal/machine"
@@ -31,7 +32,8 @@ type Main struct {
 	daemon *chassis.Daemon
 	parts  *hostParts
 	host   *machine.Host
-	beat   *agent.Heartbeat
+	// service is what heartbeats tell of; nil where none are sent.
+	service *agent.Service
 }
 
 // newMain makes everything and takes back the sandboxes of a former agent; run serves.
@@ -46,7 +48,7 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 		return nil, err
 	}
 	relay := agent.NewRelay(func() *machine.Host { return m.host })
-	if m.daemon, err = chassis.New(c.Chassis, chassis.WithHostID(c.HostID), chassis.WithRelay(relay)); err != nil {
+	if m.daemon, err = chassis.New(c.Chassis, chassis.WithHostID(c.HostID), chassis.WithRelay(relay), chassis.WithEndless(hostv1.HostService_WatchSandboxes_FullMethodName)); err != nil {
 		return nil, err
 	}
 	if m.parts, err = newParts(ctx, c, m.daemon); err != nil {
@@ -99,12 +101,15 @@ func (m *Main) register() error {
 	if !m.conf.wantsScheduler() {
 		return nil
 	}
-	conn, err := m.daemon.Dial("covey-scheduler")
-	if err != nil {
-		return err
-	}
-	m.beat = agent.NewHeartbeat(service, conn, m.daemon.Log())
+	m.service = service
 	return nil
+}
+
+// beat tells every scheduler what the host has.
+func (m *Main) beat(ctx context.Context) {
+	m.daemon.EachInstance(ctx, "covey-scheduler", func(ctx context.Context, c *grpc.ClientConn) {
+		agent.NewHeartbeat(m.service, c, m.daemon.Log()).Run(ctx)
+	})
 }
 
 // run serves until ctx ends. What goes on beside calls (reaper, heartbeats, uploads) ends after the last call.
@@ -112,11 +117,6 @@ func (m *Main) run(ctx context.Context) error {
 	beside, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	done := make(chan struct{})
-	m.daemon.Defer(func() error {
-		stop()
-		<-done
-		return nil
-	})
 	if err := m.daemon.Listen(); err != nil {
 		return errors.Join(err, m.close(ctx))
 	}
@@ -124,6 +124,11 @@ func (m *Main) run(ctx context.Context) error {
 		defer close(done)
 		m.beside(beside)
 	}()
+	m.daemon.Defer(func() error {
+		stop()
+		<-done
+		return nil
+	})
 	err := m.daemon.Run(ctx)
 	return errors.Join(err, m.close(context.WithoutCancel(ctx)))
 }
@@ -132,8 +137,8 @@ func (m *Main) run(ctx context.Context) error {
 func (m *Main) beside(ctx context.Context) {
 	var tasks []func(context.Context)
 	tasks = append(tasks, m.host.Run)
-	if m.beat != nil {
-		tasks = append(tasks, m.beat.Run)
+	if m.service != nil {
+		tasks = append(tasks, m.beat)
 	}
 	tasks = append(tasks, m.parts.tasks()...)
 	ended := make(chan struct{})

@@ -35,25 +35,39 @@ func artifacts(t *testing.T) string {
 	return ""
 }
 
-// agentUnderTest is a real agent in this process, without Consul.
-type agentUnderTest struct {
-	conf    Config
-	main    *Main
-	stop    context.CancelFunc
-	done    chan error
+// agentClient calls an agent.
+type agentClient struct {
 	hosts   hostv1.HostServiceClient
 	process guestv1.ProcessServiceClient
 }
 
-func testConfig(t *testing.T) Config {
+func dialAgent(t *testing.T, addr string) agentClient {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return agentClient{hostv1.NewHostServiceClient(conn), guestv1.NewProcessServiceClient(conn)}
+}
+
+// agentUnderTest is a real agent in this process, without Consul.
+type agentUnderTest struct {
+	agentClient
+	stop context.CancelFunc
+	done chan error
+}
+
+// testConfig is the configuration of an agent whose state goes with the test; more is added to its file.
+func testConfig(t *testing.T, more ...string) Config {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "covey-agent-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, "hostagentd.yaml")
-	yaml := fmt.Sprintf("chassis: {listen: '127.0.0.1:0', log: {level: info}}\nhost_id: test\nstate_dir: %s/state\nmemory_dir: /dev/shm%s\nartifacts: %s\n"+
-		"capacity: {vcpus: 16, memory_mb: 8192, disk_mb: 200000, slots: 16}\n", dir, dir, artifacts(t))
+	path := filepath.Join(dir, configName)
+	yaml := fmt.Sprintf("chassis: {listen: '127.0.0.1:0', log: {level: warn}}\nhost_id: test\nstate_dir: %s/state\nmemory_dir: /dev/shm%s\nartifacts: %s\n"+
+		"capacity: {vcpus: 16, memory_mb: 8192, disk_mb: 200000, slots: 16}\n%s\n", dir, dir, artifacts(t), strings.Join(more, "\n"))
 	if err := os.WriteFile(path, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +86,9 @@ func testConfig(t *testing.T) Config {
 	return conf
 }
 
+// configName is the configuration's file, beside the state directory.
+const configName = "hostagentd.yaml"
+
 func startAgent(t *testing.T, conf Config) *agentUnderTest {
 	t.Helper()
 	m, err := newMain(t.Context(), conf)
@@ -79,20 +96,13 @@ func startAgent(t *testing.T, conf Config) *agentUnderTest {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	a := &agentUnderTest{conf: conf, main: m, stop: stop, done: make(chan error, 1)}
+	a := &agentUnderTest{stop: stop, done: make(chan error, 1)}
 	if err := m.daemon.Listen(); err != nil {
 		t.Fatal(err)
 	}
 	go func() { a.done <- m.run(ctx) }()
-	conn, err := grpc.NewClient(m.daemon.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.hosts, a.process = hostv1.NewHostServiceClient(conn), guestv1.NewProcessServiceClient(conn)
-	t.Cleanup(func() {
-		conn.Close()
-		a.end(t)
-	})
+	t.Cleanup(func() { a.end(t) })
+	a.agentClient = dialAgent(t, m.daemon.Addr())
 	return a
 }
 
@@ -109,7 +119,7 @@ func (a *agentUnderTest) end(t *testing.T) {
 	}
 }
 
-func (a *agentUnderTest) start(t *testing.T, ctx context.Context, spec *hostv1.SandboxSpec) *hostv1.StartSandboxResponse {
+func (a agentClient) start(t *testing.T, ctx context.Context, spec *hostv1.SandboxSpec) *hostv1.StartSandboxResponse {
 	t.Helper()
 	res, err := a.hosts.StartSandbox(ctx, &hostv1.StartSandboxRequest{Spec: spec, RestoreId: "rst_" + spec.GetSandboxId()})
 	if err != nil {
@@ -123,7 +133,7 @@ func (a *agentUnderTest) start(t *testing.T, ctx context.Context, spec *hostv1.S
 	return res
 }
 
-func (a *agentUnderTest) sh(t *testing.T, ctx context.Context, id, script string) string {
+func (a agentClient) sh(t *testing.T, ctx context.Context, id, script string) string {
 	t.Helper()
 	began := time.Now()
 	res, err := a.process.Exec(ctx, &guestv1.ExecRequest{SandboxId: id, Cmd: "/bin/sh", Args: []string{"-c", script}, User: "root"})
@@ -135,6 +145,27 @@ func (a *agentUnderTest) sh(t *testing.T, ctx context.Context, id, script string
 	}
 	t.Logf("%s: %q took %.1f ms", id, script, float64(time.Since(began).Microseconds())/1000)
 	return strings.TrimSpace(res.GetStdout())
+}
+
+// pause saves a sandbox and ends its VM.
+func (a agentClient) pause(t *testing.T, ctx context.Context, id, snapshot string) {
+	t.Helper()
+	p, err := a.hosts.PauseSandbox(ctx, &hostv1.PauseSandboxRequest{SandboxId: id, SnapshotId: snapshot})
+	if err != nil {
+		t.Fatalf("pause %s: %v", id, err)
+	}
+	t.Logf("%s paused: %v", id, p.GetStats())
+}
+
+// resume starts a paused sandbox again.
+func (a agentClient) resume(t *testing.T, ctx context.Context, spec *hostv1.SandboxSpec, snapshot string) *hostv1.StartSandboxResponse {
+	t.Helper()
+	spec.Image, spec.SnapshotId, spec.Kind = "", snapshot, sandboxv1.StartKind_START_KIND_RESUME
+	res, err := a.hosts.StartSandbox(ctx, &hostv1.StartSandboxRequest{Spec: spec, RestoreId: "rst_" + snapshot})
+	if err != nil {
+		t.Fatalf("resume %s from %s: %v", spec.GetSandboxId(), snapshot, err)
+	}
+	return res
 }
 
 func tiny(id string) *hostv1.SandboxSpec {
@@ -164,14 +195,8 @@ func TestASandboxIsBootedSpawnedPausedAndResumed(t *testing.T) {
 	a.sh(t, ctx, "sb_one", "echo kept > /root/file; (while :; do echo x >> /tmp/beat; sleep 0.2; done) >/dev/null 2>&1 & echo started")
 	for i := range 3 {
 		snap := fmt.Sprintf("snap_pause%d", i)
-		p, err := a.hosts.PauseSandbox(ctx, &hostv1.PauseSandboxRequest{SandboxId: "sb_one", SnapshotId: snap})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("pause: %v", p.GetStats())
-		spec := tiny("sb_one")
-		spec.Image, spec.SnapshotId, spec.Kind = "", snap, sandboxv1.StartKind_START_KIND_RESUME
-		a.hosts.StartSandbox(ctx, &hostv1.StartSandboxRequest{Spec: spec, RestoreId: "rst_again" + snap})
+		a.pause(t, ctx, "sb_one", snap)
+		a.resume(t, ctx, tiny("sb_one"), snap)
 		if got := a.sh(t, ctx, "sb_one", "cat /root/file; a=$(wc -c </tmp/beat); sleep 1; b=$(wc -c </tmp/beat); [ $b -gt $a ] && echo beats"); got != "kept\nbeats" {
 			t.Fatalf("after the resume it answers %q", got)
 		}
@@ -192,19 +217,5 @@ func TestASandboxIsBootedSpawnedPausedAndResumed(t *testing.T) {
 	_, err = a.process.Exec(ctx, &guestv1.ExecRequest{SandboxId: "sb_one", Cmd: "true"})
 	if status.Code(err) != codes.NotFound {
 		t.Errorf("exec in a destroyed sandbox: %v", err)
-	}
-}
-
-func TestTheNextAgentTakesRunningSandboxesBack(t *testing.T) {
-	conf := testConfig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	a := startAgent(t, conf)
-	a.start(t, ctx, tiny("sb_kept"))
-	a.sh(t, ctx, "sb_kept", "echo before > /tmp/mark")
-	a.end(t)
-	b := startAgent(t, conf)
-	if got := b.sh(t, ctx, "sb_kept", "cat /tmp/mark; dd if=/dev/zero of=/root/big bs=1M count=8 2>/dev/null; wc -c </root/big"); got != "before\n8388608" {
-		t.Errorf("after the agent's restart it answers %q", got)
 	}
 }
