@@ -15,21 +15,14 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/probe"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/qemu"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/vmmtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func kernel(t *testing.T) string {
 	t.Helper()
-	dir := os.Getenv("COVEY_ARTIFACTS")
-	if dir == "" {
-		const missing = "COVEY_ARTIFACTS is not set: run `go run ./guest/cmd/guest-build -out DIR` in the repository and set COVEY_ARTIFACTS=DIR (make test does)"
-		if strings.Contains(os.Getenv("COVEY_REQUIRE"), "all") {
-			t.Fatal(missing)
-		}
-		t.Skip(missing)
-	}
-	return filepath.Join(dir, "bzImage")
+	return filepath.Join(vmmtest.Artifacts(t), "bzImage")
 }
 
 // emulated tries the kernel with an accelerator that works everywhere, as if it were KVM. Where /dev/kvm is missing there is

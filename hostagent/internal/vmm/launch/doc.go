@@ -17,7 +17,7 @@
 // takes on the cage, forks from it, and lets the thread die. The kernel's clone does the rest (session, user, PID namespace,
 // cgroup of version 2).
 //
-// Chosen: that, because it starts a process in about 3 ms, and every step that fails is named in an ordinary error. Rejected:
+// Chosen: that, because it starts a process in under 2 ms, and every step that fails is named in an ordinary error. Rejected:
 // a re-executed shim (the agent is a large program, and starting it twice costs more than the restore of a VM), raw clone with
 // code that must not touch Go's runtime (unreadable), and runc or unshare(1) (a second program to find, to watch and to parse).
 //

@@ -51,10 +51,7 @@ func newDriver() (vmm.Driver, error) {
 // boot boots a VM without network, disk and pager.
 func boot(t *testing.T, change func(*vmm.Config)) vmm.VM {
 	t.Helper()
-	dir := os.Getenv("COVEY_ARTIFACTS")
-	if dir == "" {
-		t.Skip("COVEY_ARTIFACTS is not set; TestConformance says what to do")
-	}
+	dir := vmmtest.Artifacts(t)
 	d, err := qemu.New(qemu.Config{})
 	if err != nil {
 		t.Fatal(err)

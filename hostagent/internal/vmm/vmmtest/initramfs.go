@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// artifacts is where the guest's kernel and initramfs are, or ends the test with the sentence what to do.
-func artifacts(t *testing.T) string {
+// Artifacts is where the guest's kernel and initramfs are. Without them the test ends with the sentence what to do.
+func Artifacts(t *testing.T) string {
 	t.Helper()
 	const missing = "COVEY_ARTIFACTS is not set: run `go run ./guest/cmd/guest-build -out DIR` in the repository and set COVEY_ARTIFACTS=DIR (make test does)"
 	dir := os.Getenv("COVEY_ARTIFACTS")

@@ -42,7 +42,7 @@ type lab struct {
 
 func newLab(t *testing.T, setup Setup) *lab {
 	t.Helper()
-	from := artifacts(t)
+	from := Artifacts(t)
 	if os.Getuid() != 0 {
 		t.Fatal("VMs run as users of their own: run this test as root")
 	}
