@@ -207,11 +207,8 @@ func (p *part) makePlace(at string) error {
 	if p.isDir {
 		return os.Mkdir(at, 0o755)
 	}
-	f, err := os.OpenFile(at, os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	return f.Close()
+	// Not opened: a process forked elsewhere meanwhile would hold it, and keep the room from being made read-only.
+	return unix.Mknod(at, unix.S_IFREG|0o644, 0)
 }
 
 // numbers finds the device numbers of paths.
