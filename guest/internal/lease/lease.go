@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -128,7 +129,7 @@ func Run(socket string, command []string) (int, error) {
 				_ = cmd.Process.Signal(s) // it may have ended
 			}
 		case <-ended:
-			if ws, ok := cmd.ProcessState.Sys().(unix.WaitStatus); ok && ws.Signaled() {
+			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 				return 128 + int(ws.Signal()), nil
 			}
 			return cmd.ProcessState.ExitCode(), nil
