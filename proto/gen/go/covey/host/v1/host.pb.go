@@ -1591,8 +1591,10 @@ type GetSandboxMetricsResponse struct {
 	GuestMemoryAvailableBytes int64 `protobuf:"varint,6,opt,name=guest_memory_available_bytes,json=guestMemoryAvailableBytes,proto3" json:"guest_memory_available_bytes,omitempty"`
 	// CPU time in use in the guest since boot, microseconds.
 	GuestCpuBusyUsec int64 `protobuf:"varint,7,opt,name=guest_cpu_busy_usec,json=guestCpuBusyUsec,proto3" json:"guest_cpu_busy_usec,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// What it used until now, oldest first: a sample every 10 seconds for the last hour, since its start or since the host agent's.
+	History       []*MetricsSample `protobuf:"bytes,8,rep,name=history,proto3" json:"history,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetSandboxMetricsResponse) Reset() {
@@ -1674,6 +1676,95 @@ func (x *GetSandboxMetricsResponse) GetGuestCpuBusyUsec() int64 {
 	return 0
 }
 
+func (x *GetSandboxMetricsResponse) GetHistory() []*MetricsSample {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+// MetricsSample is what a sandbox used at one time.
+type MetricsSample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// CPU time of the VMM until then, microseconds.
+	CpuUsec int64 `protobuf:"varint,2,opt,name=cpu_usec,json=cpuUsec,proto3" json:"cpu_usec,omitempty"`
+	// Share of its virtual CPUs that was in use since the sample before: 1 means all of them, all the time.
+	CpuFraction float64 `protobuf:"fixed64,3,opt,name=cpu_fraction,json=cpuFraction,proto3" json:"cpu_fraction,omitempty"`
+	// Memory of the guest that only this VM has, bytes.
+	GuestPrivateBytes int64 `protobuf:"varint,4,opt,name=guest_private_bytes,json=guestPrivateBytes,proto3" json:"guest_private_bytes,omitempty"`
+	// Bytes in the disk's overlay.
+	DiskOverlayBytes int64 `protobuf:"varint,5,opt,name=disk_overlay_bytes,json=diskOverlayBytes,proto3" json:"disk_overlay_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *MetricsSample) Reset() {
+	*x = MetricsSample{}
+	mi := &file_covey_host_v1_host_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetricsSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetricsSample) ProtoMessage() {}
+
+func (x *MetricsSample) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_host_v1_host_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetricsSample.ProtoReflect.Descriptor instead.
+func (*MetricsSample) Descriptor() ([]byte, []int) {
+	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *MetricsSample) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *MetricsSample) GetCpuUsec() int64 {
+	if x != nil {
+		return x.CpuUsec
+	}
+	return 0
+}
+
+func (x *MetricsSample) GetCpuFraction() float64 {
+	if x != nil {
+		return x.CpuFraction
+	}
+	return 0
+}
+
+func (x *MetricsSample) GetGuestPrivateBytes() int64 {
+	if x != nil {
+		return x.GuestPrivateBytes
+	}
+	return 0
+}
+
+func (x *MetricsSample) GetDiskOverlayBytes() int64 {
+	if x != nil {
+		return x.DiskOverlayBytes
+	}
+	return 0
+}
+
 // RemoveSnapshotRequest names a snapshot.
 type RemoveSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1685,7 +1776,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_covey_host_v1_host_proto_msgTypes[27]
+	mi := &file_covey_host_v1_host_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1788,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_host_v1_host_proto_msgTypes[27]
+	mi := &file_covey_host_v1_host_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1801,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{27}
+	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RemoveSnapshotRequest) GetSnapshotId() string {
@@ -1729,7 +1820,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_covey_host_v1_host_proto_msgTypes[28]
+	mi := &file_covey_host_v1_host_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1832,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_host_v1_host_proto_msgTypes[28]
+	mi := &file_covey_host_v1_host_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1845,7 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{28}
+	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{29}
 }
 
 // ReadObjectRequest names a range of an object.
@@ -1772,7 +1863,7 @@ type ReadObjectRequest struct {
 
 func (x *ReadObjectRequest) Reset() {
 	*x = ReadObjectRequest{}
-	mi := &file_covey_host_v1_host_proto_msgTypes[29]
+	mi := &file_covey_host_v1_host_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +1875,7 @@ func (x *ReadObjectRequest) String() string {
 func (*ReadObjectRequest) ProtoMessage() {}
 
 func (x *ReadObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_host_v1_host_proto_msgTypes[29]
+	mi := &file_covey_host_v1_host_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +1888,7 @@ func (x *ReadObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadObjectRequest.ProtoReflect.Descriptor instead.
 func (*ReadObjectRequest) Descriptor() ([]byte, []int) {
-	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{29}
+	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReadObjectRequest) GetKey() string {
@@ -1832,7 +1923,7 @@ type ReadObjectResponse struct {
 
 func (x *ReadObjectResponse) Reset() {
 	*x = ReadObjectResponse{}
-	mi := &file_covey_host_v1_host_proto_msgTypes[30]
+	mi := &file_covey_host_v1_host_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1935,7 @@ func (x *ReadObjectResponse) String() string {
 func (*ReadObjectResponse) ProtoMessage() {}
 
 func (x *ReadObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_host_v1_host_proto_msgTypes[30]
+	mi := &file_covey_host_v1_host_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1948,7 @@ func (x *ReadObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadObjectResponse.ProtoReflect.Descriptor instead.
 func (*ReadObjectResponse) Descriptor() ([]byte, []int) {
-	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{30}
+	return file_covey_host_v1_host_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReadObjectResponse) GetData() []byte {
@@ -1990,7 +2081,7 @@ const file_covey_host_v1_host_proto_rawDesc = "" +
 	"\areceipt\x18\x01 \x01(\v2 .covey.sandbox.v1.RestoreReceiptR\areceipt\"9\n" +
 	"\x18GetSandboxMetricsRequest\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\xe3\x02\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x9b\x03\n" +
 	"\x19GetSandboxMetricsResponse\x12\x19\n" +
 	"\bcpu_usec\x18\x01 \x01(\x03R\acpuUsec\x12.\n" +
 	"\x13guest_private_bytes\x18\x02 \x01(\x03R\x11guestPrivateBytes\x12$\n" +
@@ -1998,7 +2089,14 @@ const file_covey_host_v1_host_proto_rawDesc = "" +
 	"\x12disk_overlay_bytes\x18\x04 \x01(\x03R\x10diskOverlayBytes\x127\n" +
 	"\x18guest_memory_total_bytes\x18\x05 \x01(\x03R\x15guestMemoryTotalBytes\x12?\n" +
 	"\x1cguest_memory_available_bytes\x18\x06 \x01(\x03R\x19guestMemoryAvailableBytes\x12-\n" +
-	"\x13guest_cpu_busy_usec\x18\a \x01(\x03R\x10guestCpuBusyUsec\"8\n" +
+	"\x13guest_cpu_busy_usec\x18\a \x01(\x03R\x10guestCpuBusyUsec\x126\n" +
+	"\ahistory\x18\b \x03(\v2\x1c.covey.host.v1.MetricsSampleR\ahistory\"\xdb\x01\n" +
+	"\rMetricsSample\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x19\n" +
+	"\bcpu_usec\x18\x02 \x01(\x03R\acpuUsec\x12!\n" +
+	"\fcpu_fraction\x18\x03 \x01(\x01R\vcpuFraction\x12.\n" +
+	"\x13guest_private_bytes\x18\x04 \x01(\x03R\x11guestPrivateBytes\x12,\n" +
+	"\x12disk_overlay_bytes\x18\x05 \x01(\x03R\x10diskOverlayBytes\"8\n" +
 	"\x15RemoveSnapshotRequest\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
 	"snapshotId\"\x18\n" +
@@ -2040,7 +2138,7 @@ func file_covey_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_covey_host_v1_host_proto_rawDescData
 }
 
-var file_covey_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_covey_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_covey_host_v1_host_proto_goTypes = []any{
 	(*SandboxSpec)(nil),               // 0: covey.host.v1.SandboxSpec
 	(*HostSandbox)(nil),               // 1: covey.host.v1.HostSandbox
@@ -2069,80 +2167,83 @@ var file_covey_host_v1_host_proto_goTypes = []any{
 	(*GetReceiptResponse)(nil),        // 24: covey.host.v1.GetReceiptResponse
 	(*GetSandboxMetricsRequest)(nil),  // 25: covey.host.v1.GetSandboxMetricsRequest
 	(*GetSandboxMetricsResponse)(nil), // 26: covey.host.v1.GetSandboxMetricsResponse
-	(*RemoveSnapshotRequest)(nil),     // 27: covey.host.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil),    // 28: covey.host.v1.RemoveSnapshotResponse
-	(*ReadObjectRequest)(nil),         // 29: covey.host.v1.ReadObjectRequest
-	(*ReadObjectResponse)(nil),        // 30: covey.host.v1.ReadObjectResponse
-	nil,                               // 31: covey.host.v1.SandboxSpec.EnvEntry
-	nil,                               // 32: covey.host.v1.SnapshotSandboxRequest.MetadataEntry
-	(*v1.NetworkPolicy)(nil),          // 33: covey.sandbox.v1.NetworkPolicy
-	(v1.RestorePolicy)(0),             // 34: covey.sandbox.v1.RestorePolicy
-	(v1.StartKind)(0),                 // 35: covey.sandbox.v1.StartKind
-	(v1.State)(0),                     // 36: covey.sandbox.v1.State
-	(*timestamppb.Timestamp)(nil),     // 37: google.protobuf.Timestamp
-	(*v1.RestoreReceipt)(nil),         // 38: covey.sandbox.v1.RestoreReceipt
-	(v11.SnapshotKind)(0),             // 39: covey.snapshot.v1.SnapshotKind
-	(*v11.Snapshot)(nil),              // 40: covey.snapshot.v1.Snapshot
-	(*v12.Host)(nil),                  // 41: covey.scheduler.v1.Host
+	(*MetricsSample)(nil),             // 27: covey.host.v1.MetricsSample
+	(*RemoveSnapshotRequest)(nil),     // 28: covey.host.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil),    // 29: covey.host.v1.RemoveSnapshotResponse
+	(*ReadObjectRequest)(nil),         // 30: covey.host.v1.ReadObjectRequest
+	(*ReadObjectResponse)(nil),        // 31: covey.host.v1.ReadObjectResponse
+	nil,                               // 32: covey.host.v1.SandboxSpec.EnvEntry
+	nil,                               // 33: covey.host.v1.SnapshotSandboxRequest.MetadataEntry
+	(*v1.NetworkPolicy)(nil),          // 34: covey.sandbox.v1.NetworkPolicy
+	(v1.RestorePolicy)(0),             // 35: covey.sandbox.v1.RestorePolicy
+	(v1.StartKind)(0),                 // 36: covey.sandbox.v1.StartKind
+	(v1.State)(0),                     // 37: covey.sandbox.v1.State
+	(*timestamppb.Timestamp)(nil),     // 38: google.protobuf.Timestamp
+	(*v1.RestoreReceipt)(nil),         // 39: covey.sandbox.v1.RestoreReceipt
+	(v11.SnapshotKind)(0),             // 40: covey.snapshot.v1.SnapshotKind
+	(*v11.Snapshot)(nil),              // 41: covey.snapshot.v1.Snapshot
+	(*v12.Host)(nil),                  // 42: covey.scheduler.v1.Host
 }
 var file_covey_host_v1_host_proto_depIdxs = []int32{
-	31, // 0: covey.host.v1.SandboxSpec.env:type_name -> covey.host.v1.SandboxSpec.EnvEntry
-	33, // 1: covey.host.v1.SandboxSpec.network:type_name -> covey.sandbox.v1.NetworkPolicy
-	34, // 2: covey.host.v1.SandboxSpec.restore_policy:type_name -> covey.sandbox.v1.RestorePolicy
-	35, // 3: covey.host.v1.SandboxSpec.kind:type_name -> covey.sandbox.v1.StartKind
-	36, // 4: covey.host.v1.HostSandbox.state:type_name -> covey.sandbox.v1.State
-	37, // 5: covey.host.v1.HostSandbox.last_active_time:type_name -> google.protobuf.Timestamp
+	32, // 0: covey.host.v1.SandboxSpec.env:type_name -> covey.host.v1.SandboxSpec.EnvEntry
+	34, // 1: covey.host.v1.SandboxSpec.network:type_name -> covey.sandbox.v1.NetworkPolicy
+	35, // 2: covey.host.v1.SandboxSpec.restore_policy:type_name -> covey.sandbox.v1.RestorePolicy
+	36, // 3: covey.host.v1.SandboxSpec.kind:type_name -> covey.sandbox.v1.StartKind
+	37, // 4: covey.host.v1.HostSandbox.state:type_name -> covey.sandbox.v1.State
+	38, // 5: covey.host.v1.HostSandbox.last_active_time:type_name -> google.protobuf.Timestamp
 	0,  // 6: covey.host.v1.HostSandbox.spec:type_name -> covey.host.v1.SandboxSpec
-	37, // 7: covey.host.v1.HostSandbox.state_time:type_name -> google.protobuf.Timestamp
+	38, // 7: covey.host.v1.HostSandbox.state_time:type_name -> google.protobuf.Timestamp
 	0,  // 8: covey.host.v1.StartSandboxRequest.spec:type_name -> covey.host.v1.SandboxSpec
 	1,  // 9: covey.host.v1.StartSandboxResponse.sandbox:type_name -> covey.host.v1.HostSandbox
-	38, // 10: covey.host.v1.StartSandboxResponse.receipt:type_name -> covey.sandbox.v1.RestoreReceipt
+	39, // 10: covey.host.v1.StartSandboxResponse.receipt:type_name -> covey.sandbox.v1.RestoreReceipt
 	1,  // 11: covey.host.v1.PauseSandboxResponse.sandbox:type_name -> covey.host.v1.HostSandbox
 	8,  // 12: covey.host.v1.PauseSandboxResponse.stats:type_name -> covey.host.v1.SnapshotStats
-	39, // 13: covey.host.v1.SnapshotSandboxRequest.kind:type_name -> covey.snapshot.v1.SnapshotKind
-	32, // 14: covey.host.v1.SnapshotSandboxRequest.metadata:type_name -> covey.host.v1.SnapshotSandboxRequest.MetadataEntry
-	40, // 15: covey.host.v1.SnapshotSandboxResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
+	40, // 13: covey.host.v1.SnapshotSandboxRequest.kind:type_name -> covey.snapshot.v1.SnapshotKind
+	33, // 14: covey.host.v1.SnapshotSandboxRequest.metadata:type_name -> covey.host.v1.SnapshotSandboxRequest.MetadataEntry
+	41, // 15: covey.host.v1.SnapshotSandboxResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
 	8,  // 16: covey.host.v1.SnapshotSandboxResponse.stats:type_name -> covey.host.v1.SnapshotStats
 	1,  // 17: covey.host.v1.ForkSandboxResponse.copies:type_name -> covey.host.v1.HostSandbox
 	8,  // 18: covey.host.v1.ForkSandboxResponse.stats:type_name -> covey.host.v1.SnapshotStats
 	1,  // 19: covey.host.v1.PingSandboxResponse.sandbox:type_name -> covey.host.v1.HostSandbox
 	1,  // 20: covey.host.v1.ListSandboxesResponse.sandboxes:type_name -> covey.host.v1.HostSandbox
 	1,  // 21: covey.host.v1.WatchSandboxesResponse.sandbox:type_name -> covey.host.v1.HostSandbox
-	41, // 22: covey.host.v1.GetHostResponse.host:type_name -> covey.scheduler.v1.Host
-	38, // 23: covey.host.v1.GetReceiptResponse.receipt:type_name -> covey.sandbox.v1.RestoreReceipt
-	2,  // 24: covey.host.v1.HostService.StartSandbox:input_type -> covey.host.v1.StartSandboxRequest
-	4,  // 25: covey.host.v1.HostService.DestroySandbox:input_type -> covey.host.v1.DestroySandboxRequest
-	6,  // 26: covey.host.v1.HostService.PauseSandbox:input_type -> covey.host.v1.PauseSandboxRequest
-	9,  // 27: covey.host.v1.HostService.SnapshotSandbox:input_type -> covey.host.v1.SnapshotSandboxRequest
-	11, // 28: covey.host.v1.HostService.ForkSandbox:input_type -> covey.host.v1.ForkSandboxRequest
-	13, // 29: covey.host.v1.HostService.PingSandbox:input_type -> covey.host.v1.PingSandboxRequest
-	15, // 30: covey.host.v1.HostService.ListSandboxes:input_type -> covey.host.v1.ListSandboxesRequest
-	17, // 31: covey.host.v1.HostService.WatchSandboxes:input_type -> covey.host.v1.WatchSandboxesRequest
-	19, // 32: covey.host.v1.HostService.GetHost:input_type -> covey.host.v1.GetHostRequest
-	21, // 33: covey.host.v1.HostService.ReadConsole:input_type -> covey.host.v1.ReadConsoleRequest
-	23, // 34: covey.host.v1.HostService.GetReceipt:input_type -> covey.host.v1.GetReceiptRequest
-	25, // 35: covey.host.v1.HostService.GetSandboxMetrics:input_type -> covey.host.v1.GetSandboxMetricsRequest
-	27, // 36: covey.host.v1.HostService.RemoveSnapshot:input_type -> covey.host.v1.RemoveSnapshotRequest
-	29, // 37: covey.host.v1.PeerService.ReadObject:input_type -> covey.host.v1.ReadObjectRequest
-	3,  // 38: covey.host.v1.HostService.StartSandbox:output_type -> covey.host.v1.StartSandboxResponse
-	5,  // 39: covey.host.v1.HostService.DestroySandbox:output_type -> covey.host.v1.DestroySandboxResponse
-	7,  // 40: covey.host.v1.HostService.PauseSandbox:output_type -> covey.host.v1.PauseSandboxResponse
-	10, // 41: covey.host.v1.HostService.SnapshotSandbox:output_type -> covey.host.v1.SnapshotSandboxResponse
-	12, // 42: covey.host.v1.HostService.ForkSandbox:output_type -> covey.host.v1.ForkSandboxResponse
-	14, // 43: covey.host.v1.HostService.PingSandbox:output_type -> covey.host.v1.PingSandboxResponse
-	16, // 44: covey.host.v1.HostService.ListSandboxes:output_type -> covey.host.v1.ListSandboxesResponse
-	18, // 45: covey.host.v1.HostService.WatchSandboxes:output_type -> covey.host.v1.WatchSandboxesResponse
-	20, // 46: covey.host.v1.HostService.GetHost:output_type -> covey.host.v1.GetHostResponse
-	22, // 47: covey.host.v1.HostService.ReadConsole:output_type -> covey.host.v1.ReadConsoleResponse
-	24, // 48: covey.host.v1.HostService.GetReceipt:output_type -> covey.host.v1.GetReceiptResponse
-	26, // 49: covey.host.v1.HostService.GetSandboxMetrics:output_type -> covey.host.v1.GetSandboxMetricsResponse
-	28, // 50: covey.host.v1.HostService.RemoveSnapshot:output_type -> covey.host.v1.RemoveSnapshotResponse
-	30, // 51: covey.host.v1.PeerService.ReadObject:output_type -> covey.host.v1.ReadObjectResponse
-	38, // [38:52] is the sub-list for method output_type
-	24, // [24:38] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	42, // 22: covey.host.v1.GetHostResponse.host:type_name -> covey.scheduler.v1.Host
+	39, // 23: covey.host.v1.GetReceiptResponse.receipt:type_name -> covey.sandbox.v1.RestoreReceipt
+	27, // 24: covey.host.v1.GetSandboxMetricsResponse.history:type_name -> covey.host.v1.MetricsSample
+	38, // 25: covey.host.v1.MetricsSample.time:type_name -> google.protobuf.Timestamp
+	2,  // 26: covey.host.v1.HostService.StartSandbox:input_type -> covey.host.v1.StartSandboxRequest
+	4,  // 27: covey.host.v1.HostService.DestroySandbox:input_type -> covey.host.v1.DestroySandboxRequest
+	6,  // 28: covey.host.v1.HostService.PauseSandbox:input_type -> covey.host.v1.PauseSandboxRequest
+	9,  // 29: covey.host.v1.HostService.SnapshotSandbox:input_type -> covey.host.v1.SnapshotSandboxRequest
+	11, // 30: covey.host.v1.HostService.ForkSandbox:input_type -> covey.host.v1.ForkSandboxRequest
+	13, // 31: covey.host.v1.HostService.PingSandbox:input_type -> covey.host.v1.PingSandboxRequest
+	15, // 32: covey.host.v1.HostService.ListSandboxes:input_type -> covey.host.v1.ListSandboxesRequest
+	17, // 33: covey.host.v1.HostService.WatchSandboxes:input_type -> covey.host.v1.WatchSandboxesRequest
+	19, // 34: covey.host.v1.HostService.GetHost:input_type -> covey.host.v1.GetHostRequest
+	21, // 35: covey.host.v1.HostService.ReadConsole:input_type -> covey.host.v1.ReadConsoleRequest
+	23, // 36: covey.host.v1.HostService.GetReceipt:input_type -> covey.host.v1.GetReceiptRequest
+	25, // 37: covey.host.v1.HostService.GetSandboxMetrics:input_type -> covey.host.v1.GetSandboxMetricsRequest
+	28, // 38: covey.host.v1.HostService.RemoveSnapshot:input_type -> covey.host.v1.RemoveSnapshotRequest
+	30, // 39: covey.host.v1.PeerService.ReadObject:input_type -> covey.host.v1.ReadObjectRequest
+	3,  // 40: covey.host.v1.HostService.StartSandbox:output_type -> covey.host.v1.StartSandboxResponse
+	5,  // 41: covey.host.v1.HostService.DestroySandbox:output_type -> covey.host.v1.DestroySandboxResponse
+	7,  // 42: covey.host.v1.HostService.PauseSandbox:output_type -> covey.host.v1.PauseSandboxResponse
+	10, // 43: covey.host.v1.HostService.SnapshotSandbox:output_type -> covey.host.v1.SnapshotSandboxResponse
+	12, // 44: covey.host.v1.HostService.ForkSandbox:output_type -> covey.host.v1.ForkSandboxResponse
+	14, // 45: covey.host.v1.HostService.PingSandbox:output_type -> covey.host.v1.PingSandboxResponse
+	16, // 46: covey.host.v1.HostService.ListSandboxes:output_type -> covey.host.v1.ListSandboxesResponse
+	18, // 47: covey.host.v1.HostService.WatchSandboxes:output_type -> covey.host.v1.WatchSandboxesResponse
+	20, // 48: covey.host.v1.HostService.GetHost:output_type -> covey.host.v1.GetHostResponse
+	22, // 49: covey.host.v1.HostService.ReadConsole:output_type -> covey.host.v1.ReadConsoleResponse
+	24, // 50: covey.host.v1.HostService.GetReceipt:output_type -> covey.host.v1.GetReceiptResponse
+	26, // 51: covey.host.v1.HostService.GetSandboxMetrics:output_type -> covey.host.v1.GetSandboxMetricsResponse
+	29, // 52: covey.host.v1.HostService.RemoveSnapshot:output_type -> covey.host.v1.RemoveSnapshotResponse
+	31, // 53: covey.host.v1.PeerService.ReadObject:output_type -> covey.host.v1.ReadObjectResponse
+	40, // [40:54] is the sub-list for method output_type
+	26, // [26:40] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_covey_host_v1_host_proto_init() }
@@ -2156,7 +2257,7 @@ func file_covey_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_covey_host_v1_host_proto_rawDesc), len(file_covey_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
