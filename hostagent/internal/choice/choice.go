@@ -24,6 +24,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/probe"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/attach"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/qemu"
 )
 
@@ -42,7 +43,7 @@ type Config struct {
 	UID, GID int
 	// Fresh asks for new trials.
 	Fresh bool
-	// Firecracker and QEMU configure the drivers; QEMU's accelerator is chosen.
+	// Firecracker and QEMU configure the drivers; QEMU's accelerator is chosen, and without Firecracker's Disks what the kernel has for them.
 	Firecracker firecracker.Config
 	QEMU        qemu.Config
 	Log         *slog.Logger
@@ -67,6 +68,10 @@ func Driver(ctx context.Context, conf Config) (vmm.Driver, []Finding, error) {
 	if err := conf.check(); err != nil {
 		return nil, nil, err
 	}
+	var disks string
+	if conf.Firecracker.Disks == nil {
+		conf.Firecracker.Disks, disks = attach.New()
+	}
 	var findings []Finding
 	for _, c := range conf.candidates() {
 		if reason := conf.excluded(c); reason != "" {
@@ -82,6 +87,9 @@ func Driver(ctx context.Context, conf Config) (vmm.Driver, []Finding, error) {
 			if d, err = c.make(); err != nil {
 				works, reason = false, err.Error()
 			}
+		}
+		if works && disks != "" && c.driver == firecracker.Name {
+			reason += "; " + disks
 		}
 		findings = append(findings, Finding{c.name, works, reason})
 		if works {

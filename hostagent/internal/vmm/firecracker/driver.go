@@ -22,8 +22,10 @@ const Name = "firecracker"
 type Config struct {
 	// Binary is Firecracker's path. Default: firecracker of the search path.
 	Binary string
-	// Jailer is the jailer's path. Empty: none is used; see FindJailer.
-	Jailer string
+	// Jailer is the jailer's path; it must be of Firecracker's version. Empty: the one that is beside Firecracker or in the search path, if
+	// it is of that version. NoJailer: none.
+	Jailer   string
+	NoJailer bool
 	// Disks makes paths of disks that are served over NBD. Nil: only disks that are paths can be used.
 	Disks Disks
 	// Balloon gives guests a balloon device, by which they can return memory.
@@ -60,6 +62,9 @@ func New(conf Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	if conf.Jailer, err = conf.jailer(v); err != nil {
+		return nil, err
+	}
 	d := &Driver{conf: conf, version: v, vms: map[*VM]struct{}{}}
 	d.caps = vmm.Capabilities{
 		Driver: Name, Version: v.text, Accel: vmm.KVM, Machine: machineName(v), LazyMemory: true, MaxVCPUs: 32,
@@ -90,8 +95,32 @@ func (c *Config) fill() (err error) {
 	return nil
 }
 
-// FindJailer looks for the jailer beside a Firecracker, and in the search path. Empty: there is none.
-func FindJailer(binary string) string {
+// jailer is the jailer to use, empty for none.
+func (c *Config) jailer(v version) (string, error) {
+	path := c.Jailer
+	if path == "" {
+		path = findJailer(c.Binary)
+	}
+	if c.NoJailer || path == "" {
+		return "", nil
+	}
+	out, err := run(path, "--version")
+	if err == nil && !strings.HasPrefix(out, "Jailer v"+v.text+"\n") {
+		first, _, _ := strings.Cut(out, "\n")
+		err = fmt.Errorf("%s --version says %q, want Jailer v%s", path, first, v.text)
+	}
+	if err != nil && c.Jailer == "" {
+		c.Log.Warn("the jailer is not used", "error", err)
+		return "", nil
+	}
+	return path, err
+}
+
+// Jailer is the jailer that is used, empty for none.
+func (d *Driver) Jailer() string { return d.conf.Jailer }
+
+// findJailer looks for the jailer beside a Firecracker, and in the search path. Empty: there is none.
+func findJailer(binary string) string {
 	// Releases name both by version: firecracker-v1.16.1-x86_64, jailer-v1.16.1-x86_64.
 	beside := filepath.Join(filepath.Dir(binary), strings.Replace(filepath.Base(binary), "firecracker", "jailer", 1))
 	if st, err := os.Stat(beside); err == nil && st.Mode()&0o111 != 0 && filepath.Base(beside) != filepath.Base(binary) {

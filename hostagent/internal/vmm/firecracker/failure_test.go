@@ -95,7 +95,7 @@ func newStage(t *testing.T, change func(*firecracker.Config)) *stage {
 			t.Fatal(err)
 		}
 	}
-	conf := firecracker.Config{Binary: self, Disks: s.disks, Timeout: time.Second, HangTime: 3 * time.Second, Balloon: true, Trace: checked(t)}
+	conf := firecracker.Config{Binary: self, NoJailer: true, Disks: s.disks, Timeout: time.Second, HangTime: 3 * time.Second, Balloon: true, Trace: checked(t)}
 	if change != nil {
 		change(&conf)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/pager"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/api"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/payload"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/vmmtest"
 )
@@ -71,7 +72,7 @@ type lab struct {
 
 func newLab(t *testing.T, change func(*firecracker.Config)) *lab {
 	t.Helper()
-	conf := firecracker.Config{Binary: realBinary(t), Timeout: 10 * time.Second, Trace: checked(t)}
+	conf := firecracker.Config{Binary: realBinary(t), NoJailer: true, Timeout: 10 * time.Second, Trace: checked(t)}
 	if testing.Verbose() {
 		conf.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -84,7 +85,7 @@ func newLab(t *testing.T, change func(*firecracker.Config)) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.driver.Close() })
-	t.Logf("%+v, jailer %q", l.driver.Capabilities(), conf.Jailer)
+	t.Logf("%+v, jailer %q", l.driver.Capabilities(), l.driver.Jailer())
 	pages, err := os.MkdirTemp("/dev/shm", "covey-firecracker-test-")
 	if err != nil {
 		t.Fatal(err)
@@ -267,11 +268,10 @@ func TestAPayloadBootsIsSavedAndGoesOn(t *testing.T) {
 }
 
 func TestAJailedPayloadIsSavedAndGoesOn(t *testing.T) {
-	jailer := firecracker.FindJailer(realBinary(t))
-	if jailer == "" {
-		t.Skip("there is no jailer beside firecracker, nor in the search path")
+	l := newLab(t, func(c *firecracker.Config) { c.NoJailer = false })
+	if l.driver.Jailer() == "" {
+		t.Skip("there is no jailer of the same version beside firecracker, nor in the search path")
 	}
-	l := newLab(t, func(c *firecracker.Config) { c.Jailer = jailer })
 	checkLife(t, l)
 	checkCage(t, l)
 }
@@ -285,6 +285,7 @@ func checkLife(t *testing.T, l *lab) {
 	}
 	base, baseState := first.save(nil)
 	base.check(t)
+	first.checkFull(base)
 	from := base.count()
 	first.must(first.Kill(t.Context()))
 
@@ -313,6 +314,7 @@ func checkLife(t *testing.T, l *lab) {
 	third, thirdState := second.save(base)
 	third.check(t)
 	third.checkDirty(t, from)
+	second.checkFull(third)
 	second.must(second.Kill(t.Context()))
 
 	for _, s := range []struct {
@@ -324,6 +326,27 @@ func checkLife(t *testing.T, l *lab) {
 		g.awaitCount(s.m.count() + 2)
 		if !strings.HasPrefix(strings.TrimPrefix(g.console(), "\n"), fmt.Sprintf("T%016x\n", s.m.count()+1)) && g.count() < s.m.count() {
 			t.Errorf("after the count of %d the guest says\n%s", s.m.count(), g.console())
+		}
+	}
+}
+
+// checkFull has Firecracker write all of its memory, by a full snapshot of the same instant, and compares it with what was made of the
+// dirty pages and what the VM was started from.
+func (g *guest) checkFull(m *memory) {
+	g.t.Helper()
+	c, err := api.Dial(g.t.Context(), g.Handle().Control, checked(g.t))
+	g.must(err)
+	defer c.Close()
+	g.must(c.Do(g.t.Context(), "PUT", "/snapshot/create", api.SnapshotCreate{SnapshotType: api.Full, SnapshotPath: "/vm/full.state", MemFilePath: "/vm/full"},
+		nil, patience))
+	full, err := os.ReadFile(filepath.Join(g.cfg.RunDir, "vm", "full"))
+	g.must(err)
+	if len(full) != len(m.b) {
+		g.t.Fatalf("the full snapshot has %d bytes, want %d", len(full), len(m.b))
+	}
+	for off := 0; off < len(full); off += payload.Page {
+		if !bytes.Equal(full[off:off+payload.Page], m.b[off:off+payload.Page]) {
+			g.t.Errorf("page %#x is not what the full snapshot has", off)
 		}
 	}
 }
@@ -495,7 +518,7 @@ func TestARealVMMIsReopened(t *testing.T) {
 	h := g.Handle()
 	// The first agent goes away.
 	g.must(l.driver.Close())
-	other, err := firecracker.New(firecracker.Config{Binary: realBinary(t), Timeout: 10 * time.Second})
+	other, err := firecracker.New(firecracker.Config{Binary: realBinary(t), NoJailer: true, Timeout: 10 * time.Second})
 	g.must(err)
 	t.Cleanup(func() { other.Close() })
 	vm, err = other.Reopen(t.Context(), g.cfg, h)
@@ -516,4 +539,43 @@ func TestARealVMMIsReopened(t *testing.T) {
 	if _, err := other.Reopen(t.Context(), g.cfg, h); !errors.Is(err, vmm.ErrGone) {
 		t.Errorf("reopening a VM that is gone: %v", err)
 	}
+}
+
+// TestMemoryIsServedByAnotherAgent: the userfaultfd of a real Firecracker is taken back by a pager that did not do its handshake.
+func TestMemoryIsServedByAnotherAgent(t *testing.T) {
+	l := newLab(t, nil)
+	first := l.boot(t, "")
+	first.awaitCount(5)
+	base, state := first.save(nil)
+	first.must(first.Kill(t.Context()))
+
+	pages, err := os.MkdirTemp("/dev/shm", "covey-firecracker-test-")
+	first.must(err)
+	t.Cleanup(func() { os.RemoveAll(pages) })
+	g := l.place(t, nil)
+	g.cfg.PagerSocket = filepath.Join(g.cfg.RunDir, "pager.sock")
+	agent := func() (*pager.Cache, *pager.Image) {
+		c, err := pager.NewCache(pager.Config{Dir: pages})
+		g.must(err)
+		image, err := c.Open(base.name, base, nil)
+		g.must(err)
+		return c, image
+	}
+	cache, image := agent()
+	_, err = cache.Serve(t.Context(), g.cfg.ID, image, g.cfg.PagerSocket, g.cfg.UID)
+	g.must(err)
+	vm, err := l.driver.Restore(t.Context(), g.cfg, state)
+	g.own(vm, err)
+	g.must(cache.Close()) // the agent goes away, and the guest waits for its next page
+	image.Release()
+	g.must(g.Cont(t.Context()))
+
+	cache, image = agent()
+	session, err := cache.TakeBack(t.Context(), g.cfg.ID, image, g.cfg.PagerSocket, g.cfg.UID, g.Handle().PID)
+	g.must(err)
+	g.awaitCount(base.count() + payload.PatternPages + 1) // by then it has read every page of patterns
+	g.must(g.Kill(t.Context()))
+	g.must(session.Close(context.Background()))
+	image.Release()
+	g.must(cache.Close())
 }
