@@ -45,6 +45,9 @@ type Config struct {
 	Starts int `yaml:"starts"`
 	// StartTime bounds one start. Default 3m.
 	StartTime time.Duration `yaml:"start_time"`
+	// BusyCPU is the CPU use, in CPUs, above which a sandbox is not idle though nothing calls it. Default 0.2; negative: CPU use does
+	// not count.
+	BusyCPU float64 `yaml:"busy_cpu"`
 	// Labels and Zone are for placement.
 	Labels map[string]string `yaml:"labels"`
 	Zone   string            `yaml:"zone"`

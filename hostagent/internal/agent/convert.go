@@ -136,6 +136,16 @@ func (s *Service) encodeSnapshot(m machine.Manifest) *snapshotv1.Snapshot {
 	}
 }
 
+func encodeHistory(samples []machine.Sample) []*hostv1.MetricsSample {
+	out := make([]*hostv1.MetricsSample, len(samples))
+	for i, x := range samples {
+		out[i] = &hostv1.MetricsSample{
+			Time: timestamppb.New(x.Time), CpuUsec: x.CPU.Microseconds(), CpuFraction: x.Share, GuestPrivateBytes: x.Private, DiskOverlayBytes: x.Overlay,
+		}
+	}
+	return out
+}
+
 func encodeRoom(r machine.Room) *schedulerv1.Resources {
 	return &schedulerv1.Resources{Vcpus: uint32(r.VCPUs), MemoryMb: uint64(r.MemoryMB), DiskMb: uint64(r.DiskMB), Slots: uint32(r.Slots)}
 }

@@ -166,6 +166,7 @@ func (s *Service) GetSandboxMetrics(ctx context.Context, r *hostv1.GetSandboxMet
 			return nil, err
 		}
 		return &hostv1.GetSandboxMetricsResponse{
+			History: encodeHistory(m.History()),
 			CpuUsec: u.CPU.Microseconds(), GuestPrivateBytes: u.Private, HostPssBytes: u.PSS, DiskOverlayBytes: u.Overlay,
 			GuestMemoryTotalBytes: u.Guest.MemoryTotal, GuestMemoryAvailableBytes: u.Guest.MemoryAvailable, GuestCpuBusyUsec: u.Guest.CPUBusy.Microseconds(),
 		}, nil

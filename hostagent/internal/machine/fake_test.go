@@ -30,6 +30,8 @@ type world struct {
 	vms   map[string]*fakeVM
 	lazy  bool
 	keep  int
+	// cpu is what every VMM has used.
+	cpu time.Duration
 }
 
 func newWorld() *world {
@@ -191,7 +193,11 @@ type fakeCage struct{ w *world }
 func (fakeCage) UID() int                        { return 1 }
 func (fakeCage) GID() int                        { return 1 }
 func (fakeCage) Procs() []string                 { return nil }
-func (fakeCage) CPUTime() (time.Duration, error) { return 0, nil }
+func (c fakeCage) CPUTime() (time.Duration, error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	return c.w.cpu, nil
+}
 func (c fakeCage) Remove(context.Context) error  { c.w.take("cage", -1); return nil }
 
 type fakeDisks struct{ w *world }

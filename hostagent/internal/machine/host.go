@@ -32,7 +32,13 @@ type Config struct {
 	// StartTime bounds one start (3 min); Tombstone is how long an end is remembered (1 h); Tick is how often idle machines are
 	// looked for (2 s).
 	StartTime, Tombstone, Tick time.Duration
+	// BusyCPU is the CPU use, in CPUs, above which a sandbox is not idle though nothing calls it. 0 means 0.2; negative: CPU use does
+	// not count.
+	BusyCPU float64
 }
+
+// defaultBusyCPU lies well above what an idle guest takes under emulation, and well below what a computing one does.
+const defaultBusyCPU = 0.2
 
 // Tracer makes spans. The domain does not care whose.
 type Tracer interface {
@@ -85,6 +91,9 @@ func New(conf Config, parts Parts, tracer Tracer, log *slog.Logger) (*Host, erro
 	conf.Tombstone = orDefault(conf.Tombstone, time.Hour)
 	conf.Tick = orDefault(conf.Tick, 2*time.Second)
 	conf.Parallel = max(conf.Parallel, 1)
+	if conf.BusyCPU == 0 {
+		conf.BusyCPU = defaultBusyCPU
+	}
 	for dir, mode := range map[string]os.FileMode{conf.RunDir: 0o711, conf.ConsoleDir: 0o711} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return nil, err

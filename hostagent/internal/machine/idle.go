@@ -3,11 +3,16 @@ package machine
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 )
 
-// Run looks after the machines until ctx ends: pauses the idle, ends those whose lifetime is over, forgets old tombstones.
+// Run looks after the machines until ctx ends: pauses the idle, ends those whose lifetime is over, forgets old tombstones, and
+// notes what they use.
 func (h *Host) Run(ctx context.Context) {
+	var sampling sync.WaitGroup
+	sampling.Go(func() { h.sampleAlways(ctx) })
+	defer sampling.Wait()
 	tick := time.NewTicker(h.conf.Tick)
 	defer tick.Stop()
 	for {
@@ -36,8 +41,46 @@ func (m *Machine) lookAfter(now time.Time) {
 	case st.State != Running:
 	case !spec.Expire.IsZero() && now.After(spec.Expire):
 		m.host.spawn(func() { m.expire() })
-	case m.idle(now):
-		m.host.spawn(func() { m.pauseIdle() })
+	default:
+		m.watchCPU(now)
+		if m.idle(now) {
+			m.host.spawn(func() { m.pauseIdle() })
+		}
+	}
+}
+
+// cpuMark is the CPU time that a VMM had used at a time. Only Run's goroutine uses it.
+type cpuMark struct {
+	at   time.Time
+	used time.Duration
+	// rate is what was used since the mark before, in CPUs.
+	rate float64
+}
+
+// watchCPU counts CPU use above the threshold as activity: what computes is not idle, even if nobody looks at it. It is the VMM's
+// time, which costs the guest nothing to ask for, and an idle guest wakes up so seldom that it stays far below.
+func (m *Machine) watchCPU(now time.Time) {
+	if m.spec.Timeout <= 0 || m.host.conf.BusyCPU < 0 || now.Sub(m.cpu.at) < m.host.conf.Tick/2 {
+		return
+	}
+	m.mu.Lock()
+	hold := m.hold
+	m.mu.Unlock()
+	if hold == nil {
+		return
+	}
+	used, err := hold.cage.CPUTime()
+	if err != nil {
+		return // It has died; its watcher says so.
+	}
+	last := m.cpu
+	m.cpu = cpuMark{at: now, used: used}
+	if last.at.IsZero() || used < last.used {
+		return
+	}
+	m.cpu.rate = float64(used-last.used) / float64(now.Sub(last.at))
+	if m.cpu.rate > m.host.conf.BusyCPU {
+		m.Touch()
 	}
 }
 
@@ -50,6 +93,14 @@ func (m *Machine) expire() {
 	if err := m.end(context.Background(), nil, Stopped, "its lifetime was over", ErrDestroyed); err != nil {
 		m.log.Warn("sandbox whose lifetime is over could not be ended; will be tried again", "error", err)
 	}
+}
+
+// quiet says what CPU use counts as none.
+func (c *Config) quiet() string {
+	if c.BusyCPU < 0 {
+		return "CPU use does not count"
+	}
+	return fmt.Sprintf("at most %.0f %% of a CPU in use", c.BusyCPU*100)
 }
 
 // metricsTime bounds the question to the guest whether a process of its holds the timer.
@@ -70,7 +121,7 @@ func (m *Machine) pauseIdle() {
 		m.Touch()
 		return
 	}
-	reason := fmt.Sprintf("inactive for %s", m.spec.Timeout)
+	reason := fmt.Sprintf("inactive for %s: no call, no open stream, no process or lease that holds the timer, and %s", m.spec.Timeout, m.host.conf.quiet())
 	still := func() bool { return m.idle(time.Now()) }
 	if _, _, err := m.pause(ctx, newID("snap_"), reason, still); err != nil {
 		m.log.Warn("idle sandbox could not be paused; will be tried again", "error", err)

@@ -38,6 +38,9 @@ type Machine struct {
 	lastActive atomic.Int64
 	streams    atomic.Int64
 	firstExec  atomic.Int64
+	history    history
+	// cpu is Run's alone.
+	cpu cpuMark
 
 	mu sync.Mutex // guards all below
 	// status without LastActive.

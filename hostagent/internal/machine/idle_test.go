@@ -1,0 +1,122 @@
+package machine
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// inBubble runs a host on a fake clock, with a sandbox that is paused after a minute.
+func inBubble(t *testing.T, busy float64, test func(t *testing.T, w *world, h *Host, m *Machine)) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		h := w.host(t, dir)
+		h.conf.Tick, h.conf.BusyCPU = 2*time.Second, busy
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan struct{})
+		go func() { h.Run(ctx); close(ran) }()
+		s := spec("sb_1")
+		s.Timeout = time.Minute
+		m := start(t, h, s)
+		test(t, w, h, m)
+		cancel()
+		<-ran
+		if err := h.Close(context.Background(), true); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// wait lets the fake clock go on.
+func wait(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (w *world) burn(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cpu += d
+}
+
+func TestASandboxIsPausedOnceItsTimeoutIsOverAndNotBefore(t *testing.T) {
+	inBubble(t, 0.2, func(t *testing.T, _ *world, _ *Host, m *Machine) {
+		wait(59 * time.Second)
+		if st := m.Status(); st.State != Running {
+			t.Fatalf("after 59 s it is %s", st.State)
+		}
+		m.Touch() // a ping
+		wait(59 * time.Second)
+		if st := m.Status(); st.State != Running {
+			t.Fatalf("59 s after a ping it is %s", st.State)
+		}
+		wait(4 * time.Second)
+		if st := m.Status(); st.State != Paused || !st.AutoPaused {
+			t.Fatalf("63 s after a ping it is %s", st.State)
+		}
+	})
+}
+
+func TestAComputingSandboxIsNotIdleUntilItStops(t *testing.T) {
+	inBubble(t, 0.2, func(t *testing.T, w *world, _ *Host, m *Machine) {
+		for range 100 {
+			w.burn(time.Second) // half a CPU
+			wait(2 * time.Second)
+		}
+		if st := m.Status(); st.State != Running {
+			t.Fatalf("while it computes it is %s: %s", st.State, st.Reason)
+		}
+		for range 32 {
+			w.burn(20 * time.Millisecond) // the wake-ups of an idle guest
+			wait(2 * time.Second)
+		}
+		if st := m.Status(); st.State != Paused {
+			t.Fatalf("a minute after it stopped it is %s", st.State)
+		}
+	})
+}
+
+func TestWithoutAThresholdCPUUseDoesNotCount(t *testing.T) {
+	inBubble(t, -1, func(t *testing.T, w *world, _ *Host, m *Machine) {
+		for range 32 {
+			w.burn(2 * time.Second)
+			wait(2 * time.Second)
+		}
+		if st := m.Status(); st.State != Paused {
+			t.Fatalf("it is %s", st.State)
+		}
+	})
+}
+
+func TestAnOpenStreamHoldsTheTimerForHours(t *testing.T) {
+	inBubble(t, 0.2, func(t *testing.T, _ *world, _ *Host, m *Machine) {
+		end := m.Use()
+		wait(3 * time.Hour)
+		if st := m.Status(); st.State != Running {
+			t.Fatalf("it is %s", st.State)
+		}
+		end()
+		wait(63 * time.Second)
+		if st := m.Status(); st.State != Paused {
+			t.Fatalf("a minute after the stream's end it is %s", st.State)
+		}
+	})
+}
+
+func TestAnHourOfSamplesIsKept(t *testing.T) {
+	inBubble(t, 0.2, func(t *testing.T, w *world, _ *Host, m *Machine) {
+		end := m.Use()
+		defer end()
+		for range 370 {
+			w.burn(5 * time.Second)
+			wait(10 * time.Second)
+		}
+		list := m.History()
+		last := list[len(list)-1]
+		if len(list) != keepSamples || last.Time.Sub(list[0].Time) != (keepSamples-1)*sampleEvery || last.Share < 0.49 || last.Share > 0.51 || last.CPU < 1800*time.Second {
+			t.Fatalf("%d samples, the last %+v", len(list), last)
+		}
+	})
+}
