@@ -229,6 +229,87 @@ func (StartKind) EnumDescriptor() ([]byte, []int) {
 	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{2}
 }
 
+// DrainStep is what happened in a drain.
+type DrainStep int32
+
+const (
+	// Not set.
+	DrainStep_DRAIN_STEP_UNSPECIFIED DrainStep = 0
+	// The host takes no new sandboxes; total says how many sandboxes it has to part with.
+	DrainStep_DRAIN_STEP_CORDONED DrainStep = 1
+	// The sandbox is being saved.
+	DrainStep_DRAIN_STEP_PAUSING DrainStep = 2
+	// The sandbox is saved, and its saved state is on its way to the registry.
+	DrainStep_DRAIN_STEP_PAUSED DrainStep = 3
+	// The sandbox's saved state no longer depends on the host.
+	DrainStep_DRAIN_STEP_DURABLE DrainStep = 4
+	// The sandbox runs on another host.
+	DrainStep_DRAIN_STEP_RESUMED DrainStep = 5
+	// The sandbox is saved, no longer depends on the host, and does not run; the reason says why, if it was running before.
+	DrainStep_DRAIN_STEP_LEFT_PAUSED DrainStep = 6
+	// The sandbox ended by itself or by request meanwhile.
+	DrainStep_DRAIN_STEP_ENDED DrainStep = 7
+	// The sandbox still needs the host; the reason says why. Drain again.
+	DrainStep_DRAIN_STEP_FAILED DrainStep = 8
+	// All were dealt with; remaining says how many still need the host.
+	DrainStep_DRAIN_STEP_DONE DrainStep = 9
+)
+
+// Enum value maps for DrainStep.
+var (
+	DrainStep_name = map[int32]string{
+		0: "DRAIN_STEP_UNSPECIFIED",
+		1: "DRAIN_STEP_CORDONED",
+		2: "DRAIN_STEP_PAUSING",
+		3: "DRAIN_STEP_PAUSED",
+		4: "DRAIN_STEP_DURABLE",
+		5: "DRAIN_STEP_RESUMED",
+		6: "DRAIN_STEP_LEFT_PAUSED",
+		7: "DRAIN_STEP_ENDED",
+		8: "DRAIN_STEP_FAILED",
+		9: "DRAIN_STEP_DONE",
+	}
+	DrainStep_value = map[string]int32{
+		"DRAIN_STEP_UNSPECIFIED": 0,
+		"DRAIN_STEP_CORDONED":    1,
+		"DRAIN_STEP_PAUSING":     2,
+		"DRAIN_STEP_PAUSED":      3,
+		"DRAIN_STEP_DURABLE":     4,
+		"DRAIN_STEP_RESUMED":     5,
+		"DRAIN_STEP_LEFT_PAUSED": 6,
+		"DRAIN_STEP_ENDED":       7,
+		"DRAIN_STEP_FAILED":      8,
+		"DRAIN_STEP_DONE":        9,
+	}
+)
+
+func (x DrainStep) Enum() *DrainStep {
+	p := new(DrainStep)
+	*p = x
+	return p
+}
+
+func (x DrainStep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DrainStep) Descriptor() protoreflect.EnumDescriptor {
+	return file_covey_sandbox_v1_sandbox_proto_enumTypes[3].Descriptor()
+}
+
+func (DrainStep) Type() protoreflect.EnumType {
+	return &file_covey_sandbox_v1_sandbox_proto_enumTypes[3]
+}
+
+func (x DrainStep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DrainStep.Descriptor instead.
+func (DrainStep) EnumDescriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{3}
+}
+
 // Sandbox is a microVM with its disk, network and identity.
 type Sandbox struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2816,6 +2897,326 @@ func (x *RevokeKeyResponse) GetKey() *Key {
 	return nil
 }
 
+// DrainHostRequest names a host.
+type DrainHostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host.
+	HostId        string `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainHostRequest) Reset() {
+	*x = DrainHostRequest{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainHostRequest) ProtoMessage() {}
+
+func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainHostRequest.ProtoReflect.Descriptor instead.
+func (*DrainHostRequest) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *DrainHostRequest) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+// DrainHostResponse is one thing that happened.
+type DrainHostResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What happened.
+	Step DrainStep `protobuf:"varint,1,opt,name=step,proto3,enum=covey.sandbox.v1.DrainStep" json:"step,omitempty"`
+	// The sandbox it happened to; empty for CORDONED and DONE.
+	SandboxId string `protobuf:"bytes,2,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// The host that it runs on now, for RESUMED.
+	HostId string `protobuf:"bytes,3,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	// Why, for LEFT_PAUSED, ENDED and FAILED; a sentence.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Sandboxes that still need the host.
+	Remaining uint32 `protobuf:"varint,5,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Sandboxes that needed it when the drain began, and that were found since.
+	Total         uint32 `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainHostResponse) Reset() {
+	*x = DrainHostResponse{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainHostResponse) ProtoMessage() {}
+
+func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainHostResponse.ProtoReflect.Descriptor instead.
+func (*DrainHostResponse) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *DrainHostResponse) GetStep() DrainStep {
+	if x != nil {
+		return x.Step
+	}
+	return DrainStep_DRAIN_STEP_UNSPECIFIED
+}
+
+func (x *DrainHostResponse) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *DrainHostResponse) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+func (x *DrainHostResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DrainHostResponse) GetRemaining() uint32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *DrainHostResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+// CanRestoreSnapshotRequest names a snapshot.
+type CanRestoreSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id or template name.
+	SnapshotId    string `protobuf:"bytes,1,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanRestoreSnapshotRequest) Reset() {
+	*x = CanRestoreSnapshotRequest{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanRestoreSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanRestoreSnapshotRequest) ProtoMessage() {}
+
+func (x *CanRestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanRestoreSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CanRestoreSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *CanRestoreSnapshotRequest) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+// CanRestoreSnapshotResponse says where it can be restored.
+type CanRestoreSnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot's id.
+	SnapshotId string `protobuf:"bytes,1,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// Each host's verdict, by host id.
+	Verdicts []*RestoreVerdict `protobuf:"bytes,2,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
+	// VMM driver and accelerator that it needs, like "qemu/tcg".
+	Driver string `protobuf:"bytes,3,opt,name=driver,proto3" json:"driver,omitempty"`
+	// CPU features that it needs.
+	CpuFeatures   []string `protobuf:"bytes,4,rep,name=cpu_features,json=cpuFeatures,proto3" json:"cpu_features,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanRestoreSnapshotResponse) Reset() {
+	*x = CanRestoreSnapshotResponse{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanRestoreSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanRestoreSnapshotResponse) ProtoMessage() {}
+
+func (x *CanRestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanRestoreSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*CanRestoreSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *CanRestoreSnapshotResponse) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *CanRestoreSnapshotResponse) GetVerdicts() []*RestoreVerdict {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
+}
+
+func (x *CanRestoreSnapshotResponse) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *CanRestoreSnapshotResponse) GetCpuFeatures() []string {
+	if x != nil {
+		return x.CpuFeatures
+	}
+	return nil
+}
+
+// RestoreVerdict is whether one host can restore a snapshot.
+type RestoreVerdict struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host.
+	HostId string `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	// True if it can.
+	Can bool `protobuf:"varint,2,opt,name=can,proto3" json:"can,omitempty"`
+	// Why not, or what to expect; sentences.
+	Reasons       []string `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreVerdict) Reset() {
+	*x = RestoreVerdict{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreVerdict) ProtoMessage() {}
+
+func (x *RestoreVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreVerdict.ProtoReflect.Descriptor instead.
+func (*RestoreVerdict) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RestoreVerdict) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+func (x *RestoreVerdict) GetCan() bool {
+	if x != nil {
+		return x.Can
+	}
+	return false
+}
+
+func (x *RestoreVerdict) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
 var File_covey_sandbox_v1_sandbox_proto protoreflect.FileDescriptor
 
 const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
@@ -3049,7 +3450,30 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x10RevokeKeyRequest\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\"<\n" +
 	"\x11RevokeKeyResponse\x12'\n" +
-	"\x03key\x18\x01 \x01(\v2\x15.covey.sandbox.v1.KeyR\x03key*\xca\x01\n" +
+	"\x03key\x18\x01 \x01(\v2\x15.covey.sandbox.v1.KeyR\x03key\"+\n" +
+	"\x10DrainHostRequest\x12\x17\n" +
+	"\ahost_id\x18\x01 \x01(\tR\x06hostId\"\xc8\x01\n" +
+	"\x11DrainHostResponse\x12/\n" +
+	"\x04step\x18\x01 \x01(\x0e2\x1b.covey.sandbox.v1.DrainStepR\x04step\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x02 \x01(\tR\tsandboxId\x12\x17\n" +
+	"\ahost_id\x18\x03 \x01(\tR\x06hostId\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1c\n" +
+	"\tremaining\x18\x05 \x01(\rR\tremaining\x12\x14\n" +
+	"\x05total\x18\x06 \x01(\rR\x05total\"<\n" +
+	"\x19CanRestoreSnapshotRequest\x12\x1f\n" +
+	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
+	"snapshotId\"\xb6\x01\n" +
+	"\x1aCanRestoreSnapshotResponse\x12\x1f\n" +
+	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
+	"snapshotId\x12<\n" +
+	"\bverdicts\x18\x02 \x03(\v2 .covey.sandbox.v1.RestoreVerdictR\bverdicts\x12\x16\n" +
+	"\x06driver\x18\x03 \x01(\tR\x06driver\x12!\n" +
+	"\fcpu_features\x18\x04 \x03(\tR\vcpuFeatures\"U\n" +
+	"\x0eRestoreVerdict\x12\x17\n" +
+	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x10\n" +
+	"\x03can\x18\x02 \x01(\bR\x03can\x12\x18\n" +
+	"\areasons\x18\x03 \x03(\tR\areasons*\xca\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATE_PENDING\x10\x01\x12\x12\n" +
@@ -3072,7 +3496,18 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x10START_KIND_SPAWN\x10\x02\x12\x15\n" +
 	"\x11START_KIND_RESUME\x10\x03\x12\x13\n" +
 	"\x0fSTART_KIND_FORK\x10\x04\x12\x18\n" +
-	"\x14START_KIND_DISK_BOOT\x10\x052\xa4\f\n" +
+	"\x14START_KIND_DISK_BOOT\x10\x05*\xfd\x01\n" +
+	"\tDrainStep\x12\x1a\n" +
+	"\x16DRAIN_STEP_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13DRAIN_STEP_CORDONED\x10\x01\x12\x16\n" +
+	"\x12DRAIN_STEP_PAUSING\x10\x02\x12\x15\n" +
+	"\x11DRAIN_STEP_PAUSED\x10\x03\x12\x16\n" +
+	"\x12DRAIN_STEP_DURABLE\x10\x04\x12\x16\n" +
+	"\x12DRAIN_STEP_RESUMED\x10\x05\x12\x1a\n" +
+	"\x16DRAIN_STEP_LEFT_PAUSED\x10\x06\x12\x14\n" +
+	"\x10DRAIN_STEP_ENDED\x10\a\x12\x15\n" +
+	"\x11DRAIN_STEP_FAILED\x10\b\x12\x13\n" +
+	"\x0fDRAIN_STEP_DONE\x10\t2\xa4\f\n" +
 	"\x0eSandboxService\x12\x83\x01\n" +
 	"\rCreateSandbox\x12&.covey.sandbox.v1.CreateSandboxRequest\x1a'.covey.sandbox.v1.CreateSandboxResponse\"!\x82\xd3\xe4\x93\x02\x1b:\x01*b\asandbox\"\r/v1/sandboxes\x12\x84\x01\n" +
 	"\n" +
@@ -3094,7 +3529,10 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\tCreateKey\x12\".covey.sandbox.v1.CreateKeyRequest\x1a#.covey.sandbox.v1.CreateKeyResponse\"\x13\x82\xd3\xe4\x93\x02\r:\x01*\"\b/v1/keys\x12c\n" +
 	"\bListKeys\x12!.covey.sandbox.v1.ListKeysRequest\x1a\".covey.sandbox.v1.ListKeysResponse\"\x10\x82\xd3\xe4\x93\x02\n" +
 	"\x12\b/v1/keys\x12o\n" +
-	"\tRevokeKey\x12\".covey.sandbox.v1.RevokeKeyRequest\x1a#.covey.sandbox.v1.RevokeKeyResponse\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/keys/{key_id}BBZ@github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1;sandboxv1b\x06proto3"
+	"\tRevokeKey\x12\".covey.sandbox.v1.RevokeKeyRequest\x1a#.covey.sandbox.v1.RevokeKeyResponse\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/keys/{key_id}2\xb4\x02\n" +
+	"\x11OperationsService\x12|\n" +
+	"\tDrainHost\x12\".covey.sandbox.v1.DrainHostRequest\x1a#.covey.sandbox.v1.DrainHostResponse\"$\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/hosts/{host_id}/drain0\x01\x12\xa0\x01\n" +
+	"\x12CanRestoreSnapshot\x12+.covey.sandbox.v1.CanRestoreSnapshotRequest\x1a,.covey.sandbox.v1.CanRestoreSnapshotResponse\"/\x82\xd3\xe4\x93\x02)\x12'/v1/snapshots/{snapshot_id}/can-restoreBBZ@github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1;sandboxv1b\x06proto3"
 
 var (
 	file_covey_sandbox_v1_sandbox_proto_rawDescOnce sync.Once
@@ -3108,136 +3546,148 @@ func file_covey_sandbox_v1_sandbox_proto_rawDescGZIP() []byte {
 	return file_covey_sandbox_v1_sandbox_proto_rawDescData
 }
 
-var file_covey_sandbox_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_covey_sandbox_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_covey_sandbox_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_covey_sandbox_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_covey_sandbox_v1_sandbox_proto_goTypes = []any{
-	(State)(0),                        // 0: covey.sandbox.v1.State
-	(RestorePolicy)(0),                // 1: covey.sandbox.v1.RestorePolicy
-	(StartKind)(0),                    // 2: covey.sandbox.v1.StartKind
-	(*Sandbox)(nil),                   // 3: covey.sandbox.v1.Sandbox
-	(*CreateSandboxRequest)(nil),      // 4: covey.sandbox.v1.CreateSandboxRequest
-	(*NetworkPolicy)(nil),             // 5: covey.sandbox.v1.NetworkPolicy
-	(*CreateSandboxResponse)(nil),     // 6: covey.sandbox.v1.CreateSandboxResponse
-	(*GetSandboxRequest)(nil),         // 7: covey.sandbox.v1.GetSandboxRequest
-	(*GetSandboxResponse)(nil),        // 8: covey.sandbox.v1.GetSandboxResponse
-	(*ListSandboxesRequest)(nil),      // 9: covey.sandbox.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),     // 10: covey.sandbox.v1.ListSandboxesResponse
-	(*DeleteSandboxRequest)(nil),      // 11: covey.sandbox.v1.DeleteSandboxRequest
-	(*DeleteSandboxResponse)(nil),     // 12: covey.sandbox.v1.DeleteSandboxResponse
-	(*PauseSandboxRequest)(nil),       // 13: covey.sandbox.v1.PauseSandboxRequest
-	(*PauseSandboxResponse)(nil),      // 14: covey.sandbox.v1.PauseSandboxResponse
-	(*ResumeSandboxRequest)(nil),      // 15: covey.sandbox.v1.ResumeSandboxRequest
-	(*ResumeSandboxResponse)(nil),     // 16: covey.sandbox.v1.ResumeSandboxResponse
-	(*PingSandboxRequest)(nil),        // 17: covey.sandbox.v1.PingSandboxRequest
-	(*PingSandboxResponse)(nil),       // 18: covey.sandbox.v1.PingSandboxResponse
-	(*ForkSandboxRequest)(nil),        // 19: covey.sandbox.v1.ForkSandboxRequest
-	(*ForkSandboxResponse)(nil),       // 20: covey.sandbox.v1.ForkSandboxResponse
-	(*CreateSnapshotRequest)(nil),     // 21: covey.sandbox.v1.CreateSnapshotRequest
-	(*CreateSnapshotResponse)(nil),    // 22: covey.sandbox.v1.CreateSnapshotResponse
-	(*GetRestoreReceiptRequest)(nil),  // 23: covey.sandbox.v1.GetRestoreReceiptRequest
-	(*GetRestoreReceiptResponse)(nil), // 24: covey.sandbox.v1.GetRestoreReceiptResponse
-	(*RestoreReceipt)(nil),            // 25: covey.sandbox.v1.RestoreReceipt
-	(*Phase)(nil),                     // 26: covey.sandbox.v1.Phase
-	(*PageSource)(nil),                // 27: covey.sandbox.v1.PageSource
-	(*Attestation)(nil),               // 28: covey.sandbox.v1.Attestation
-	(*WatchSandboxesRequest)(nil),     // 29: covey.sandbox.v1.WatchSandboxesRequest
-	(*WatchSandboxesResponse)(nil),    // 30: covey.sandbox.v1.WatchSandboxesResponse
-	(*LocateSandboxRequest)(nil),      // 31: covey.sandbox.v1.LocateSandboxRequest
-	(*LocateSandboxResponse)(nil),     // 32: covey.sandbox.v1.LocateSandboxResponse
-	(*AuthenticateRequest)(nil),       // 33: covey.sandbox.v1.AuthenticateRequest
-	(*AuthenticateResponse)(nil),      // 34: covey.sandbox.v1.AuthenticateResponse
-	(*Key)(nil),                       // 35: covey.sandbox.v1.Key
-	(*CreateKeyRequest)(nil),          // 36: covey.sandbox.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),         // 37: covey.sandbox.v1.CreateKeyResponse
-	(*ListKeysRequest)(nil),           // 38: covey.sandbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),          // 39: covey.sandbox.v1.ListKeysResponse
-	(*RevokeKeyRequest)(nil),          // 40: covey.sandbox.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),         // 41: covey.sandbox.v1.RevokeKeyResponse
-	nil,                               // 42: covey.sandbox.v1.Sandbox.MetadataEntry
-	nil,                               // 43: covey.sandbox.v1.CreateSandboxRequest.MetadataEntry
-	nil,                               // 44: covey.sandbox.v1.CreateSandboxRequest.EnvEntry
-	nil,                               // 45: covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntry
-	nil,                               // 46: covey.sandbox.v1.ListSandboxesRequest.MetadataEntry
-	nil,                               // 47: covey.sandbox.v1.ForkSandboxRequest.MetadataEntry
-	nil,                               // 48: covey.sandbox.v1.CreateSnapshotRequest.MetadataEntry
-	(*timestamppb.Timestamp)(nil),     // 49: google.protobuf.Timestamp
-	(*v1.Snapshot)(nil),               // 50: covey.snapshot.v1.Snapshot
+	(State)(0),                         // 0: covey.sandbox.v1.State
+	(RestorePolicy)(0),                 // 1: covey.sandbox.v1.RestorePolicy
+	(StartKind)(0),                     // 2: covey.sandbox.v1.StartKind
+	(DrainStep)(0),                     // 3: covey.sandbox.v1.DrainStep
+	(*Sandbox)(nil),                    // 4: covey.sandbox.v1.Sandbox
+	(*CreateSandboxRequest)(nil),       // 5: covey.sandbox.v1.CreateSandboxRequest
+	(*NetworkPolicy)(nil),              // 6: covey.sandbox.v1.NetworkPolicy
+	(*CreateSandboxResponse)(nil),      // 7: covey.sandbox.v1.CreateSandboxResponse
+	(*GetSandboxRequest)(nil),          // 8: covey.sandbox.v1.GetSandboxRequest
+	(*GetSandboxResponse)(nil),         // 9: covey.sandbox.v1.GetSandboxResponse
+	(*ListSandboxesRequest)(nil),       // 10: covey.sandbox.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 11: covey.sandbox.v1.ListSandboxesResponse
+	(*DeleteSandboxRequest)(nil),       // 12: covey.sandbox.v1.DeleteSandboxRequest
+	(*DeleteSandboxResponse)(nil),      // 13: covey.sandbox.v1.DeleteSandboxResponse
+	(*PauseSandboxRequest)(nil),        // 14: covey.sandbox.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),       // 15: covey.sandbox.v1.PauseSandboxResponse
+	(*ResumeSandboxRequest)(nil),       // 16: covey.sandbox.v1.ResumeSandboxRequest
+	(*ResumeSandboxResponse)(nil),      // 17: covey.sandbox.v1.ResumeSandboxResponse
+	(*PingSandboxRequest)(nil),         // 18: covey.sandbox.v1.PingSandboxRequest
+	(*PingSandboxResponse)(nil),        // 19: covey.sandbox.v1.PingSandboxResponse
+	(*ForkSandboxRequest)(nil),         // 20: covey.sandbox.v1.ForkSandboxRequest
+	(*ForkSandboxResponse)(nil),        // 21: covey.sandbox.v1.ForkSandboxResponse
+	(*CreateSnapshotRequest)(nil),      // 22: covey.sandbox.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),     // 23: covey.sandbox.v1.CreateSnapshotResponse
+	(*GetRestoreReceiptRequest)(nil),   // 24: covey.sandbox.v1.GetRestoreReceiptRequest
+	(*GetRestoreReceiptResponse)(nil),  // 25: covey.sandbox.v1.GetRestoreReceiptResponse
+	(*RestoreReceipt)(nil),             // 26: covey.sandbox.v1.RestoreReceipt
+	(*Phase)(nil),                      // 27: covey.sandbox.v1.Phase
+	(*PageSource)(nil),                 // 28: covey.sandbox.v1.PageSource
+	(*Attestation)(nil),                // 29: covey.sandbox.v1.Attestation
+	(*WatchSandboxesRequest)(nil),      // 30: covey.sandbox.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),     // 31: covey.sandbox.v1.WatchSandboxesResponse
+	(*LocateSandboxRequest)(nil),       // 32: covey.sandbox.v1.LocateSandboxRequest
+	(*LocateSandboxResponse)(nil),      // 33: covey.sandbox.v1.LocateSandboxResponse
+	(*AuthenticateRequest)(nil),        // 34: covey.sandbox.v1.AuthenticateRequest
+	(*AuthenticateResponse)(nil),       // 35: covey.sandbox.v1.AuthenticateResponse
+	(*Key)(nil),                        // 36: covey.sandbox.v1.Key
+	(*CreateKeyRequest)(nil),           // 37: covey.sandbox.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 38: covey.sandbox.v1.CreateKeyResponse
+	(*ListKeysRequest)(nil),            // 39: covey.sandbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 40: covey.sandbox.v1.ListKeysResponse
+	(*RevokeKeyRequest)(nil),           // 41: covey.sandbox.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),          // 42: covey.sandbox.v1.RevokeKeyResponse
+	(*DrainHostRequest)(nil),           // 43: covey.sandbox.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),          // 44: covey.sandbox.v1.DrainHostResponse
+	(*CanRestoreSnapshotRequest)(nil),  // 45: covey.sandbox.v1.CanRestoreSnapshotRequest
+	(*CanRestoreSnapshotResponse)(nil), // 46: covey.sandbox.v1.CanRestoreSnapshotResponse
+	(*RestoreVerdict)(nil),             // 47: covey.sandbox.v1.RestoreVerdict
+	nil,                                // 48: covey.sandbox.v1.Sandbox.MetadataEntry
+	nil,                                // 49: covey.sandbox.v1.CreateSandboxRequest.MetadataEntry
+	nil,                                // 50: covey.sandbox.v1.CreateSandboxRequest.EnvEntry
+	nil,                                // 51: covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntry
+	nil,                                // 52: covey.sandbox.v1.ListSandboxesRequest.MetadataEntry
+	nil,                                // 53: covey.sandbox.v1.ForkSandboxRequest.MetadataEntry
+	nil,                                // 54: covey.sandbox.v1.CreateSnapshotRequest.MetadataEntry
+	(*timestamppb.Timestamp)(nil),      // 55: google.protobuf.Timestamp
+	(*v1.Snapshot)(nil),                // 56: covey.snapshot.v1.Snapshot
 }
 var file_covey_sandbox_v1_sandbox_proto_depIdxs = []int32{
 	0,  // 0: covey.sandbox.v1.Sandbox.state:type_name -> covey.sandbox.v1.State
-	42, // 1: covey.sandbox.v1.Sandbox.metadata:type_name -> covey.sandbox.v1.Sandbox.MetadataEntry
-	49, // 2: covey.sandbox.v1.Sandbox.create_time:type_name -> google.protobuf.Timestamp
-	49, // 3: covey.sandbox.v1.Sandbox.state_time:type_name -> google.protobuf.Timestamp
-	49, // 4: covey.sandbox.v1.Sandbox.last_active_time:type_name -> google.protobuf.Timestamp
-	43, // 5: covey.sandbox.v1.CreateSandboxRequest.metadata:type_name -> covey.sandbox.v1.CreateSandboxRequest.MetadataEntry
-	44, // 6: covey.sandbox.v1.CreateSandboxRequest.env:type_name -> covey.sandbox.v1.CreateSandboxRequest.EnvEntry
-	5,  // 7: covey.sandbox.v1.CreateSandboxRequest.network:type_name -> covey.sandbox.v1.NetworkPolicy
+	48, // 1: covey.sandbox.v1.Sandbox.metadata:type_name -> covey.sandbox.v1.Sandbox.MetadataEntry
+	55, // 2: covey.sandbox.v1.Sandbox.create_time:type_name -> google.protobuf.Timestamp
+	55, // 3: covey.sandbox.v1.Sandbox.state_time:type_name -> google.protobuf.Timestamp
+	55, // 4: covey.sandbox.v1.Sandbox.last_active_time:type_name -> google.protobuf.Timestamp
+	49, // 5: covey.sandbox.v1.CreateSandboxRequest.metadata:type_name -> covey.sandbox.v1.CreateSandboxRequest.MetadataEntry
+	50, // 6: covey.sandbox.v1.CreateSandboxRequest.env:type_name -> covey.sandbox.v1.CreateSandboxRequest.EnvEntry
+	6,  // 7: covey.sandbox.v1.CreateSandboxRequest.network:type_name -> covey.sandbox.v1.NetworkPolicy
 	1,  // 8: covey.sandbox.v1.CreateSandboxRequest.restore_policy:type_name -> covey.sandbox.v1.RestorePolicy
-	45, // 9: covey.sandbox.v1.CreateSandboxRequest.host_labels:type_name -> covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntry
-	3,  // 10: covey.sandbox.v1.CreateSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
-	3,  // 11: covey.sandbox.v1.GetSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
+	51, // 9: covey.sandbox.v1.CreateSandboxRequest.host_labels:type_name -> covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntry
+	4,  // 10: covey.sandbox.v1.CreateSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
+	4,  // 11: covey.sandbox.v1.GetSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
 	0,  // 12: covey.sandbox.v1.ListSandboxesRequest.states:type_name -> covey.sandbox.v1.State
-	46, // 13: covey.sandbox.v1.ListSandboxesRequest.metadata:type_name -> covey.sandbox.v1.ListSandboxesRequest.MetadataEntry
-	3,  // 14: covey.sandbox.v1.ListSandboxesResponse.sandboxes:type_name -> covey.sandbox.v1.Sandbox
-	3,  // 15: covey.sandbox.v1.DeleteSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
-	3,  // 16: covey.sandbox.v1.PauseSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
+	52, // 13: covey.sandbox.v1.ListSandboxesRequest.metadata:type_name -> covey.sandbox.v1.ListSandboxesRequest.MetadataEntry
+	4,  // 14: covey.sandbox.v1.ListSandboxesResponse.sandboxes:type_name -> covey.sandbox.v1.Sandbox
+	4,  // 15: covey.sandbox.v1.DeleteSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
+	4,  // 16: covey.sandbox.v1.PauseSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
 	1,  // 17: covey.sandbox.v1.ResumeSandboxRequest.restore_policy:type_name -> covey.sandbox.v1.RestorePolicy
-	3,  // 18: covey.sandbox.v1.ResumeSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
-	3,  // 19: covey.sandbox.v1.PingSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
-	47, // 20: covey.sandbox.v1.ForkSandboxRequest.metadata:type_name -> covey.sandbox.v1.ForkSandboxRequest.MetadataEntry
-	3,  // 21: covey.sandbox.v1.ForkSandboxResponse.sandboxes:type_name -> covey.sandbox.v1.Sandbox
-	48, // 22: covey.sandbox.v1.CreateSnapshotRequest.metadata:type_name -> covey.sandbox.v1.CreateSnapshotRequest.MetadataEntry
-	50, // 23: covey.sandbox.v1.CreateSnapshotResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
-	25, // 24: covey.sandbox.v1.GetRestoreReceiptResponse.receipt:type_name -> covey.sandbox.v1.RestoreReceipt
+	4,  // 18: covey.sandbox.v1.ResumeSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
+	4,  // 19: covey.sandbox.v1.PingSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
+	53, // 20: covey.sandbox.v1.ForkSandboxRequest.metadata:type_name -> covey.sandbox.v1.ForkSandboxRequest.MetadataEntry
+	4,  // 21: covey.sandbox.v1.ForkSandboxResponse.sandboxes:type_name -> covey.sandbox.v1.Sandbox
+	54, // 22: covey.sandbox.v1.CreateSnapshotRequest.metadata:type_name -> covey.sandbox.v1.CreateSnapshotRequest.MetadataEntry
+	56, // 23: covey.sandbox.v1.CreateSnapshotResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
+	26, // 24: covey.sandbox.v1.GetRestoreReceiptResponse.receipt:type_name -> covey.sandbox.v1.RestoreReceipt
 	2,  // 25: covey.sandbox.v1.RestoreReceipt.kind:type_name -> covey.sandbox.v1.StartKind
-	26, // 26: covey.sandbox.v1.RestoreReceipt.phases:type_name -> covey.sandbox.v1.Phase
-	27, // 27: covey.sandbox.v1.RestoreReceipt.page_sources:type_name -> covey.sandbox.v1.PageSource
-	28, // 28: covey.sandbox.v1.RestoreReceipt.attestation:type_name -> covey.sandbox.v1.Attestation
-	49, // 29: covey.sandbox.v1.RestoreReceipt.start_time:type_name -> google.protobuf.Timestamp
-	3,  // 30: covey.sandbox.v1.WatchSandboxesResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
-	49, // 31: covey.sandbox.v1.Key.create_time:type_name -> google.protobuf.Timestamp
-	49, // 32: covey.sandbox.v1.Key.last_use_time:type_name -> google.protobuf.Timestamp
-	49, // 33: covey.sandbox.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
-	35, // 34: covey.sandbox.v1.CreateKeyResponse.key:type_name -> covey.sandbox.v1.Key
-	35, // 35: covey.sandbox.v1.ListKeysResponse.keys:type_name -> covey.sandbox.v1.Key
-	35, // 36: covey.sandbox.v1.RevokeKeyResponse.key:type_name -> covey.sandbox.v1.Key
-	4,  // 37: covey.sandbox.v1.SandboxService.CreateSandbox:input_type -> covey.sandbox.v1.CreateSandboxRequest
-	7,  // 38: covey.sandbox.v1.SandboxService.GetSandbox:input_type -> covey.sandbox.v1.GetSandboxRequest
-	9,  // 39: covey.sandbox.v1.SandboxService.ListSandboxes:input_type -> covey.sandbox.v1.ListSandboxesRequest
-	11, // 40: covey.sandbox.v1.SandboxService.DeleteSandbox:input_type -> covey.sandbox.v1.DeleteSandboxRequest
-	13, // 41: covey.sandbox.v1.SandboxService.PauseSandbox:input_type -> covey.sandbox.v1.PauseSandboxRequest
-	15, // 42: covey.sandbox.v1.SandboxService.ResumeSandbox:input_type -> covey.sandbox.v1.ResumeSandboxRequest
-	17, // 43: covey.sandbox.v1.SandboxService.PingSandbox:input_type -> covey.sandbox.v1.PingSandboxRequest
-	19, // 44: covey.sandbox.v1.SandboxService.ForkSandbox:input_type -> covey.sandbox.v1.ForkSandboxRequest
-	21, // 45: covey.sandbox.v1.SandboxService.CreateSnapshot:input_type -> covey.sandbox.v1.CreateSnapshotRequest
-	23, // 46: covey.sandbox.v1.SandboxService.GetRestoreReceipt:input_type -> covey.sandbox.v1.GetRestoreReceiptRequest
-	29, // 47: covey.sandbox.v1.SandboxService.WatchSandboxes:input_type -> covey.sandbox.v1.WatchSandboxesRequest
-	31, // 48: covey.sandbox.v1.LocatorService.LocateSandbox:input_type -> covey.sandbox.v1.LocateSandboxRequest
-	33, // 49: covey.sandbox.v1.LocatorService.Authenticate:input_type -> covey.sandbox.v1.AuthenticateRequest
-	36, // 50: covey.sandbox.v1.KeyService.CreateKey:input_type -> covey.sandbox.v1.CreateKeyRequest
-	38, // 51: covey.sandbox.v1.KeyService.ListKeys:input_type -> covey.sandbox.v1.ListKeysRequest
-	40, // 52: covey.sandbox.v1.KeyService.RevokeKey:input_type -> covey.sandbox.v1.RevokeKeyRequest
-	6,  // 53: covey.sandbox.v1.SandboxService.CreateSandbox:output_type -> covey.sandbox.v1.CreateSandboxResponse
-	8,  // 54: covey.sandbox.v1.SandboxService.GetSandbox:output_type -> covey.sandbox.v1.GetSandboxResponse
-	10, // 55: covey.sandbox.v1.SandboxService.ListSandboxes:output_type -> covey.sandbox.v1.ListSandboxesResponse
-	12, // 56: covey.sandbox.v1.SandboxService.DeleteSandbox:output_type -> covey.sandbox.v1.DeleteSandboxResponse
-	14, // 57: covey.sandbox.v1.SandboxService.PauseSandbox:output_type -> covey.sandbox.v1.PauseSandboxResponse
-	16, // 58: covey.sandbox.v1.SandboxService.ResumeSandbox:output_type -> covey.sandbox.v1.ResumeSandboxResponse
-	18, // 59: covey.sandbox.v1.SandboxService.PingSandbox:output_type -> covey.sandbox.v1.PingSandboxResponse
-	20, // 60: covey.sandbox.v1.SandboxService.ForkSandbox:output_type -> covey.sandbox.v1.ForkSandboxResponse
-	22, // 61: covey.sandbox.v1.SandboxService.CreateSnapshot:output_type -> covey.sandbox.v1.CreateSnapshotResponse
-	24, // 62: covey.sandbox.v1.SandboxService.GetRestoreReceipt:output_type -> covey.sandbox.v1.GetRestoreReceiptResponse
-	30, // 63: covey.sandbox.v1.SandboxService.WatchSandboxes:output_type -> covey.sandbox.v1.WatchSandboxesResponse
-	32, // 64: covey.sandbox.v1.LocatorService.LocateSandbox:output_type -> covey.sandbox.v1.LocateSandboxResponse
-	34, // 65: covey.sandbox.v1.LocatorService.Authenticate:output_type -> covey.sandbox.v1.AuthenticateResponse
-	37, // 66: covey.sandbox.v1.KeyService.CreateKey:output_type -> covey.sandbox.v1.CreateKeyResponse
-	39, // 67: covey.sandbox.v1.KeyService.ListKeys:output_type -> covey.sandbox.v1.ListKeysResponse
-	41, // 68: covey.sandbox.v1.KeyService.RevokeKey:output_type -> covey.sandbox.v1.RevokeKeyResponse
-	53, // [53:69] is the sub-list for method output_type
-	37, // [37:53] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	27, // 26: covey.sandbox.v1.RestoreReceipt.phases:type_name -> covey.sandbox.v1.Phase
+	28, // 27: covey.sandbox.v1.RestoreReceipt.page_sources:type_name -> covey.sandbox.v1.PageSource
+	29, // 28: covey.sandbox.v1.RestoreReceipt.attestation:type_name -> covey.sandbox.v1.Attestation
+	55, // 29: covey.sandbox.v1.RestoreReceipt.start_time:type_name -> google.protobuf.Timestamp
+	4,  // 30: covey.sandbox.v1.WatchSandboxesResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
+	55, // 31: covey.sandbox.v1.Key.create_time:type_name -> google.protobuf.Timestamp
+	55, // 32: covey.sandbox.v1.Key.last_use_time:type_name -> google.protobuf.Timestamp
+	55, // 33: covey.sandbox.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
+	36, // 34: covey.sandbox.v1.CreateKeyResponse.key:type_name -> covey.sandbox.v1.Key
+	36, // 35: covey.sandbox.v1.ListKeysResponse.keys:type_name -> covey.sandbox.v1.Key
+	36, // 36: covey.sandbox.v1.RevokeKeyResponse.key:type_name -> covey.sandbox.v1.Key
+	3,  // 37: covey.sandbox.v1.DrainHostResponse.step:type_name -> covey.sandbox.v1.DrainStep
+	47, // 38: covey.sandbox.v1.CanRestoreSnapshotResponse.verdicts:type_name -> covey.sandbox.v1.RestoreVerdict
+	5,  // 39: covey.sandbox.v1.SandboxService.CreateSandbox:input_type -> covey.sandbox.v1.CreateSandboxRequest
+	8,  // 40: covey.sandbox.v1.SandboxService.GetSandbox:input_type -> covey.sandbox.v1.GetSandboxRequest
+	10, // 41: covey.sandbox.v1.SandboxService.ListSandboxes:input_type -> covey.sandbox.v1.ListSandboxesRequest
+	12, // 42: covey.sandbox.v1.SandboxService.DeleteSandbox:input_type -> covey.sandbox.v1.DeleteSandboxRequest
+	14, // 43: covey.sandbox.v1.SandboxService.PauseSandbox:input_type -> covey.sandbox.v1.PauseSandboxRequest
+	16, // 44: covey.sandbox.v1.SandboxService.ResumeSandbox:input_type -> covey.sandbox.v1.ResumeSandboxRequest
+	18, // 45: covey.sandbox.v1.SandboxService.PingSandbox:input_type -> covey.sandbox.v1.PingSandboxRequest
+	20, // 46: covey.sandbox.v1.SandboxService.ForkSandbox:input_type -> covey.sandbox.v1.ForkSandboxRequest
+	22, // 47: covey.sandbox.v1.SandboxService.CreateSnapshot:input_type -> covey.sandbox.v1.CreateSnapshotRequest
+	24, // 48: covey.sandbox.v1.SandboxService.GetRestoreReceipt:input_type -> covey.sandbox.v1.GetRestoreReceiptRequest
+	30, // 49: covey.sandbox.v1.SandboxService.WatchSandboxes:input_type -> covey.sandbox.v1.WatchSandboxesRequest
+	32, // 50: covey.sandbox.v1.LocatorService.LocateSandbox:input_type -> covey.sandbox.v1.LocateSandboxRequest
+	34, // 51: covey.sandbox.v1.LocatorService.Authenticate:input_type -> covey.sandbox.v1.AuthenticateRequest
+	37, // 52: covey.sandbox.v1.KeyService.CreateKey:input_type -> covey.sandbox.v1.CreateKeyRequest
+	39, // 53: covey.sandbox.v1.KeyService.ListKeys:input_type -> covey.sandbox.v1.ListKeysRequest
+	41, // 54: covey.sandbox.v1.KeyService.RevokeKey:input_type -> covey.sandbox.v1.RevokeKeyRequest
+	43, // 55: covey.sandbox.v1.OperationsService.DrainHost:input_type -> covey.sandbox.v1.DrainHostRequest
+	45, // 56: covey.sandbox.v1.OperationsService.CanRestoreSnapshot:input_type -> covey.sandbox.v1.CanRestoreSnapshotRequest
+	7,  // 57: covey.sandbox.v1.SandboxService.CreateSandbox:output_type -> covey.sandbox.v1.CreateSandboxResponse
+	9,  // 58: covey.sandbox.v1.SandboxService.GetSandbox:output_type -> covey.sandbox.v1.GetSandboxResponse
+	11, // 59: covey.sandbox.v1.SandboxService.ListSandboxes:output_type -> covey.sandbox.v1.ListSandboxesResponse
+	13, // 60: covey.sandbox.v1.SandboxService.DeleteSandbox:output_type -> covey.sandbox.v1.DeleteSandboxResponse
+	15, // 61: covey.sandbox.v1.SandboxService.PauseSandbox:output_type -> covey.sandbox.v1.PauseSandboxResponse
+	17, // 62: covey.sandbox.v1.SandboxService.ResumeSandbox:output_type -> covey.sandbox.v1.ResumeSandboxResponse
+	19, // 63: covey.sandbox.v1.SandboxService.PingSandbox:output_type -> covey.sandbox.v1.PingSandboxResponse
+	21, // 64: covey.sandbox.v1.SandboxService.ForkSandbox:output_type -> covey.sandbox.v1.ForkSandboxResponse
+	23, // 65: covey.sandbox.v1.SandboxService.CreateSnapshot:output_type -> covey.sandbox.v1.CreateSnapshotResponse
+	25, // 66: covey.sandbox.v1.SandboxService.GetRestoreReceipt:output_type -> covey.sandbox.v1.GetRestoreReceiptResponse
+	31, // 67: covey.sandbox.v1.SandboxService.WatchSandboxes:output_type -> covey.sandbox.v1.WatchSandboxesResponse
+	33, // 68: covey.sandbox.v1.LocatorService.LocateSandbox:output_type -> covey.sandbox.v1.LocateSandboxResponse
+	35, // 69: covey.sandbox.v1.LocatorService.Authenticate:output_type -> covey.sandbox.v1.AuthenticateResponse
+	38, // 70: covey.sandbox.v1.KeyService.CreateKey:output_type -> covey.sandbox.v1.CreateKeyResponse
+	40, // 71: covey.sandbox.v1.KeyService.ListKeys:output_type -> covey.sandbox.v1.ListKeysResponse
+	42, // 72: covey.sandbox.v1.KeyService.RevokeKey:output_type -> covey.sandbox.v1.RevokeKeyResponse
+	44, // 73: covey.sandbox.v1.OperationsService.DrainHost:output_type -> covey.sandbox.v1.DrainHostResponse
+	46, // 74: covey.sandbox.v1.OperationsService.CanRestoreSnapshot:output_type -> covey.sandbox.v1.CanRestoreSnapshotResponse
+	57, // [57:75] is the sub-list for method output_type
+	39, // [39:57] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_covey_sandbox_v1_sandbox_proto_init() }
@@ -3250,10 +3700,10 @@ func file_covey_sandbox_v1_sandbox_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_covey_sandbox_v1_sandbox_proto_rawDesc), len(file_covey_sandbox_v1_sandbox_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   46,
+			NumEnums:      4,
+			NumMessages:   51,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_covey_sandbox_v1_sandbox_proto_goTypes,
 		DependencyIndexes: file_covey_sandbox_v1_sandbox_proto_depIdxs,

@@ -877,3 +877,161 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "covey/sandbox/v1/sandbox.proto",
 }
+
+const (
+	OperationsService_DrainHost_FullMethodName          = "/covey.sandbox.v1.OperationsService/DrainHost"
+	OperationsService_CanRestoreSnapshot_FullMethodName = "/covey.sandbox.v1.OperationsService/CanRestoreSnapshot"
+)
+
+// OperationsServiceClient is the client API for OperationsService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// OperationsService is for operators: it empties hosts and tells where saved state can go. Admin scope.
+type OperationsServiceClient interface {
+	// DrainHost empties a host: it cordons it, and pauses each sandbox that runs there and resumes it elsewhere once its saved state
+	// no longer depends on the host. The stream tells what happens to each. It can be called again at any time, also while
+	// another drain is under way and after one was cut off: what is done already is not done again. A sandbox that finds no other host stays paused.
+	// NOT_FOUND: no such host. UNAVAILABLE: the host could not be cordoned; nothing was done.
+	DrainHost(ctx context.Context, in *DrainHostRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainHostResponse], error)
+	// CanRestoreSnapshot says for every host whether a snapshot's saved memory can be restored there, and why not.
+	CanRestoreSnapshot(ctx context.Context, in *CanRestoreSnapshotRequest, opts ...grpc.CallOption) (*CanRestoreSnapshotResponse, error)
+}
+
+type operationsServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewOperationsServiceClient(cc grpc.ClientConnInterface) OperationsServiceClient {
+	return &operationsServiceClient{cc}
+}
+
+func (c *operationsServiceClient) DrainHost(ctx context.Context, in *DrainHostRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainHostResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &OperationsService_ServiceDesc.Streams[0], OperationsService_DrainHost_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DrainHostRequest, DrainHostResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type OperationsService_DrainHostClient = grpc.ServerStreamingClient[DrainHostResponse]
+
+func (c *operationsServiceClient) CanRestoreSnapshot(ctx context.Context, in *CanRestoreSnapshotRequest, opts ...grpc.CallOption) (*CanRestoreSnapshotResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CanRestoreSnapshotResponse)
+	err := c.cc.Invoke(ctx, OperationsService_CanRestoreSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// OperationsServiceServer is the server API for OperationsService service.
+// All implementations must embed UnimplementedOperationsServiceServer
+// for forward compatibility.
+//
+// OperationsService is for operators: it empties hosts and tells where saved state can go. Admin scope.
+type OperationsServiceServer interface {
+	// DrainHost empties a host: it cordons it, and pauses each sandbox that runs there and resumes it elsewhere once its saved state
+	// no longer depends on the host. The stream tells what happens to each. It can be called again at any time, also while
+	// another drain is under way and after one was cut off: what is done already is not done again. A sandbox that finds no other host stays paused.
+	// NOT_FOUND: no such host. UNAVAILABLE: the host could not be cordoned; nothing was done.
+	DrainHost(*DrainHostRequest, grpc.ServerStreamingServer[DrainHostResponse]) error
+	// CanRestoreSnapshot says for every host whether a snapshot's saved memory can be restored there, and why not.
+	CanRestoreSnapshot(context.Context, *CanRestoreSnapshotRequest) (*CanRestoreSnapshotResponse, error)
+	mustEmbedUnimplementedOperationsServiceServer()
+}
+
+// UnimplementedOperationsServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedOperationsServiceServer struct{}
+
+func (UnimplementedOperationsServiceServer) DrainHost(*DrainHostRequest, grpc.ServerStreamingServer[DrainHostResponse]) error {
+	return status.Error(codes.Unimplemented, "method DrainHost not implemented")
+}
+func (UnimplementedOperationsServiceServer) CanRestoreSnapshot(context.Context, *CanRestoreSnapshotRequest) (*CanRestoreSnapshotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CanRestoreSnapshot not implemented")
+}
+func (UnimplementedOperationsServiceServer) mustEmbedUnimplementedOperationsServiceServer() {}
+func (UnimplementedOperationsServiceServer) testEmbeddedByValue()                           {}
+
+// UnsafeOperationsServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to OperationsServiceServer will
+// result in compilation errors.
+type UnsafeOperationsServiceServer interface {
+	mustEmbedUnimplementedOperationsServiceServer()
+}
+
+func RegisterOperationsServiceServer(s grpc.ServiceRegistrar, srv OperationsServiceServer) {
+	// If the following call panics, it indicates UnimplementedOperationsServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&OperationsService_ServiceDesc, srv)
+}
+
+func _OperationsService_DrainHost_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DrainHostRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(OperationsServiceServer).DrainHost(m, &grpc.GenericServerStream[DrainHostRequest, DrainHostResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type OperationsService_DrainHostServer = grpc.ServerStreamingServer[DrainHostResponse]
+
+func _OperationsService_CanRestoreSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CanRestoreSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperationsServiceServer).CanRestoreSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperationsService_CanRestoreSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperationsServiceServer).CanRestoreSnapshot(ctx, req.(*CanRestoreSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// OperationsService_ServiceDesc is the grpc.ServiceDesc for OperationsService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var OperationsService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "covey.sandbox.v1.OperationsService",
+	HandlerType: (*OperationsServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "CanRestoreSnapshot",
+			Handler:    _OperationsService_CanRestoreSnapshot_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "DrainHost",
+			Handler:       _OperationsService_DrainHost_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "covey/sandbox/v1/sandbox.proto",
+}
