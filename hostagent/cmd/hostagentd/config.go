@@ -31,7 +31,7 @@ type Config struct {
 	Network  NetworkConfig  `yaml:"network"`
 	Jail     JailConfig     `yaml:"jail"`
 	Snapshot SnapshotConfig `yaml:"snapshots"`
-	// Driver is "auto" (the default: what works here) or "qemu".
+	// Driver is "auto" (the default: what works here), "firecracker" or "qemu".
 	Driver string `yaml:"driver"`
 	// Accel is "auto" (the default), "kvm" or "tcg".
 	Accel string `yaml:"accel"`
@@ -144,7 +144,7 @@ func (c *Config) Validate() error {
 		}
 		bad(key, "must be one of %v, got %q", legal, got)
 	}
-	oneOf("driver", c.Driver, "auto", "qemu")
+	oneOf("driver", c.Driver, "auto", "firecracker", "qemu")
 	oneOf("accel", c.Accel, "auto", "kvm", "tcg")
 	oneOf("stop", c.Stop, stopKeep, stopDestroy)
 	for key, n := range map[string]int64{

@@ -11,11 +11,19 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coveyhq/covey/hostagent/internal/choice"
 	"github.com/coveyhq/covey/hostagent/internal/probe"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/qemu"
 	"github.com/coveyhq/covey/hostagent/preload"
 )
+
+// driver is a VMM driver with the means to let go of its VMs.
+type driver interface {
+	vmm.Driver
+	Close()
+}
 
 // chooseDriver makes the VMM driver that the configuration asks for, or the best that works here, and says which features of the
 // processor its guests may use.
@@ -24,26 +32,22 @@ func chooseDriver(ctx context.Context, c Config, boot bootFiles, log *slog.Logge
 	if err != nil {
 		return nil, nil, err
 	}
-	accel := vmm.Accel(c.Accel)
-	if c.Accel == "auto" {
-		v, err := probe.KVM(ctx, probe.ForQEMU(kvmConfig(c, boot, log)))
-		if err != nil {
-			log.Warn("KVM could not be tried and is not used", "error", err)
-		}
-		log.Info("accelerator", "accel", v.Accel(), "reason", v.Reason)
-		accel = v.Accel()
-	}
-	d, err := qemu.New(qemu.Config{Preload: object, Accel: accel, Log: log})
+	conf := choiceConfig(c, boot, log)
+	conf.QEMU.Preload = object
+	d, findings, err := choice.Driver(ctx, conf)
 	if err != nil {
 		return nil, nil, err
 	}
-	log.Info("VMM driver", "capabilities", d.Capabilities())
-	features, err := cpuFeatures(accel)
+	log.Info("VMM driver", "capabilities", d.Capabilities(), "why", choice.Explain(findings))
+	features, err := cpuFeatures(d.Capabilities().Accel)
 	return d, features, err
 }
 
-func kvmConfig(c Config, boot bootFiles, log *slog.Logger) probe.KVMConfig {
-	return probe.KVMConfig{Kernel: boot.kernel, KernelID: boot.id, Dir: filepath.Join(c.StateDir, "probe"), UID: c.Jail.UIDBase, GID: c.Jail.UIDBase, Log: log}
+func choiceConfig(c Config, boot bootFiles, log *slog.Logger) choice.Config {
+	return choice.Config{
+		Driver: c.Driver, Accel: c.Accel, Vmlinux: boot.vmlinux, BzImage: boot.bzImage, KernelID: boot.id, Dir: filepath.Join(c.StateDir, "probe"),
+		UID: c.Jail.UIDBase, GID: c.Jail.UIDBase, Firecracker: firecracker.Config{Log: log}, QEMU: qemu.Config{Log: log}, Log: log,
+	}
 }
 
 // cpuFeatures are those that a guest on this host may use. Emulated processors are the same everywhere: their features are QEMU's.
@@ -68,18 +72,40 @@ func cpuFeatures(accel vmm.Accel) ([]string, error) {
 // doctor says what works on this machine, in lines for people; an error where a host agent cannot run.
 func doctor(ctx context.Context, c Config, out io.Writer) error {
 	conf := probe.DoctorConfig{StateDir: c.StateDir, MemoryDir: c.MemoryDir, UID: c.Jail.UIDBase, GID: c.Jail.UIDBase}
+	var boot bootFiles
 	if c.Artifacts != "" {
-		boot, err := findBootFiles(c.Artifacts)
-		if err != nil {
+		var err error
+		if boot, err = findBootFiles(c.Artifacts); err != nil {
 			return err
 		}
-		conf.Kernel, conf.KernelID = boot.kernel, boot.id
+		conf.Kernel, conf.KernelID = boot.bzImage, boot.id
 	}
 	list := probe.Doctor(ctx, conf)
 	probe.Print(out, list)
+	if boot.id != "" {
+		if err := explainChoice(ctx, choiceConfig(c, boot, slog.New(slog.DiscardHandler)), out); err != nil {
+			return err
+		}
+	}
 	if !probe.Healthy(list) {
 		return errors.New("a host agent cannot run here; the lines marked FAIL say why")
 	}
 	fmt.Fprintln(out, "A host agent can run here.")
 	return nil
+}
+
+// explainChoice tries the drivers and says which one would be used, and why no other.
+func explainChoice(ctx context.Context, conf choice.Config, out io.Writer) error {
+	d, findings, err := choice.Driver(ctx, conf)
+	for _, f := range findings {
+		mark := "  "
+		if f.Chosen {
+			mark = "->"
+		}
+		fmt.Fprintf(out, "%s    %s: %s\n", mark, f.Candidate, f.Reason)
+	}
+	if c, ok := d.(driver); ok {
+		c.Close()
+	}
+	return err
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/snapstore"
 	"github.com/coveyhq/covey/hostagent/internal/transfer"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker"
 	"github.com/coveyhq/covey/services/chassis"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/grpc"
@@ -42,7 +43,15 @@ type hostParts struct {
 }
 
 // bootFiles is what a guest is booted from, as guest-build has described it.
-type bootFiles struct{ kernel, initrd, cmdline, id string }
+type bootFiles struct{ bzImage, vmlinux, initrd, cmdline, id string }
+
+// kernel is the file that a driver boots.
+func (b bootFiles) kernel(driver string) string {
+	if driver == firecracker.Name {
+		return b.vmlinux
+	}
+	return b.bzImage
+}
 
 func findBootFiles(dir string) (bootFiles, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, "artifacts.json"))
@@ -56,13 +65,14 @@ func findBootFiles(dir string) (bootFiles, error) {
 		KernelID  string `json:"kernel_id"`
 		Cmdline   string `json:"cmdline"`
 		BzImage   file   `json:"bzimage"`
+		Vmlinux   file   `json:"vmlinux"`
 		Initramfs file   `json:"initramfs"`
 	}
 	if err := json.Unmarshal(raw, &a); err != nil {
 		return bootFiles{}, fmt.Errorf("artifacts: %s/artifacts.json: %w", dir, err)
 	}
-	b := bootFiles{filepath.Join(dir, a.BzImage.Path), filepath.Join(dir, a.Initramfs.Path), a.Cmdline, a.KernelID}
-	for _, f := range []*string{&b.kernel, &b.initrd} {
+	b := bootFiles{filepath.Join(dir, a.BzImage.Path), filepath.Join(dir, a.Vmlinux.Path), filepath.Join(dir, a.Initramfs.Path), a.Cmdline, a.KernelID}
+	for _, f := range []*string{&b.bzImage, &b.vmlinux, &b.initrd} {
 		// VMMs are shown these files alone, so links to them will not do.
 		if *f, err = filepath.EvalSymlinks(*f); err != nil {
 			return bootFiles{}, fmt.Errorf("artifacts: %w", err)
@@ -147,7 +157,7 @@ func (p *hostParts) meetRegistry(c Config, d *chassis.Daemon) error {
 // machineParts is what package machine is given.
 func (p *hostParts) machineParts(d *chassis.Daemon) machine.Parts {
 	m := machine.Parts{
-		Driver: p.driver, Slots: p.slots, Cages: p.cages, Disks: parts.Disks{Store: p.disks}, Memories: parts.Memories{Cache: p.memory},
+		Driver: p.driver, Slots: p.slots, Cages: p.cages, Disks: parts.Disks{Store: p.disks}, Memories: parts.Memories{Cache: p.memory, Private: p.driver.Capabilities().PrivateMapping},
 		Snapshots: p.snaps, Guests: agent.Guests{Options: []grpc.DialOption{grpc.WithStatsHandler(otelgrpc.NewClientHandler(otelgrpc.WithTracerProvider(d.Telemetry().Tracers)))}},
 	}
 	if p.moves != nil {
@@ -177,6 +187,9 @@ func (p *hostParts) tasks() []func(context.Context) {
 // close lets go of everything; what sandboxes have stays.
 func (p *hostParts) close() error {
 	var errs []error
+	if d, ok := p.driver.(driver); ok {
+		d.Close()
+	}
 	if p.snaps != nil {
 		errs = append(errs, p.snaps.Close())
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,17 +96,20 @@ func (s *Session) await() error {
 	if err := os.Remove(s.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pager: socket: %w", err)
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
+	// The mode is set before there is a name, and the owner without following links: the directory may be the VMM's own.
+	conf := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, failed)
+	}}
+	made, err := conf.Listen(s.cache.ctx, "unix", s.socket)
 	if err != nil {
 		return fmt.Errorf("pager: %w", err)
 	}
+	l := made.(*net.UnixListener)
 	// Only a close that is the end removes the socket, not that of an agent which goes down and leaves its VMs.
 	l.SetUnlinkOnClose(false)
-	err = os.Chmod(s.socket, 0o600)
-	if err == nil {
-		err = os.Chown(s.socket, s.uid, -1)
-	}
-	if err != nil {
+	if err := os.Lchown(s.socket, s.uid, -1); err != nil {
 		l.Close()
 		os.Remove(s.socket)
 		return fmt.Errorf("pager: socket: %w", err)

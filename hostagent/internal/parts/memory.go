@@ -11,7 +11,11 @@ import (
 )
 
 // Memories implements machine.Memories with the pager.
-type Memories struct{ Cache *pager.Cache }
+type Memories struct {
+	Cache *pager.Cache
+	// Private tells that the VMM maps images privately. Of one that does not, a VM that was booted has no userfaultfd to take back.
+	Private bool
+}
 
 // memory is one VM's session with the image that it holds. It implements machine.Memory and snapstore.MemoryDrafter.
 type memory struct {
@@ -28,7 +32,12 @@ func (m Memories) Open(ctx context.Context, id string, base machine.Base, size i
 
 // Reopen implements machine.Memories.
 func (m Memories) Reopen(ctx context.Context, id string, base machine.Base, size int64, socket string, uid, pid int) (machine.Memory, error) {
-	return m.attach(base, size, func(img *pager.Image) (*pager.Session, error) { return m.Cache.TakeBack(ctx, id, img, socket, uid, pid) })
+	if base == nil && !m.Private {
+		return m.Open(ctx, id, base, size, socket, uid)
+	}
+	return m.attach(base, size, func(img *pager.Image) (*pager.Session, error) {
+		return m.Cache.TakeBack(ctx, id, img, socket, uid, pid)
+	})
 }
 
 func (m Memories) attach(base machine.Base, size int64, session func(*pager.Image) (*pager.Session, error)) (machine.Memory, error) {

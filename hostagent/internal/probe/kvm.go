@@ -57,10 +57,6 @@ func (v Verdict) Accel() vmm.Accel {
 	return vmm.TCG
 }
 
-// emulatingModule is there where KVM runs without the processor's help. A stock kernel does not get through its boot under it, and trying
-// was seen to stop a whole machine.
-const emulatingModule = "/sys/module/kvm_pvm"
-
 // record is the file that keeps a verdict.
 type record struct {
 	BootID   string  `json:"boot_id"`
@@ -82,9 +78,6 @@ func KVM(ctx context.Context, conf KVMConfig) (Verdict, error) {
 	}
 	if reason := device(conf.Device); reason != "" {
 		return Verdict{Reason: reason}, nil
-	}
-	if conf.Device == "/dev/kvm" && exists(emulatingModule) {
-		return Verdict{Reason: "KVM is that of " + emulatingModule + ", which emulates a guest's kernel instruction by instruction: not tried, as a trial can hold the processors for minutes"}, nil
 	}
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
