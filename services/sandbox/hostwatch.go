@@ -105,6 +105,8 @@ func (w *hostWatch) compare(ctx context.Context) error {
 	for _, sb := range rows {
 		h, found := here[sb.ID]
 		switch {
+		case sb.State == Paused:
+			w.s.resumeDrained(ctx, sb)
 		case sb.State != Running:
 		case found:
 			w.judge(ctx, sb, h)

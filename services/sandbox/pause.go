@@ -16,19 +16,21 @@ func (s *Service) Pause(ctx context.Context, tenant, id, requestID string) (Sand
 	}
 	return s.do(ctx, operation{
 		op: OpPause, tenant: tenant, sandboxID: id, requestID: requestID, request: id,
-		decide: func(sb *Sandbox, w Work, _ bool) (verdict, error) {
-			switch sb.State {
-			case Paused:
-				return settled, nil
-			case Pausing:
-				return join, nil
-			case Running:
-				w.SnapshotID = newID(snapshotPrefix)
-				return act, sb.begin(Pausing, w, s.owner)
-			}
-			return act, sb.illegal(OpPause, Running)
-		},
+		decide: s.decidePause,
 	})
+}
+
+func (s *Service) decidePause(sb *Sandbox, w Work, _ bool) (verdict, error) {
+	switch sb.State {
+	case Paused:
+		return settled, nil
+	case Pausing:
+		return join, nil
+	case Running:
+		w.SnapshotID = newID(snapshotPrefix)
+		return act, sb.begin(Pausing, w, s.owner)
+	}
+	return act, sb.illegal(OpPause, Running)
 }
 
 // performPause takes a sandbox from PAUSING to PAUSED; back to RUNNING where that failed and it still runs, and to FAILED

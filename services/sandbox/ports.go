@@ -192,6 +192,10 @@ type Scheduler interface {
 	Place(ctx context.Context, r PlaceRequest) (Placement, error)
 	// Unplace gives held room back.
 	Unplace(ctx context.Context, reservationID string) error
+	// Explain says for every host whether it would take what is described. Nothing is held.
+	Explain(ctx context.Context, r PlaceRequest) ([]Verdict, error)
+	// Cordon keeps new sandboxes off a host; NotFound where no such host is known.
+	Cordon(ctx context.Context, hostID string) error
 }
 
 // Host is a machine that runs a host agent.

@@ -246,6 +246,7 @@ func (s *Service) foundPaused(ctx context.Context, sb Sandbox, snapshot, reason 
 		return
 	}
 	now.pausedTo(snapshot)
+	now.Work.Op = OpPause // Not of a drain, whatever was done with it before.
 	now.Reason = reason
 	_, err := s.apply(ctx, Change{Update: []Sandbox{now}, Chores: liveLeftovers(sb)})
 	if err != nil && !errors.Is(err, ErrConflict) && ctx.Err() == nil {

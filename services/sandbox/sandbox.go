@@ -66,6 +66,8 @@ const (
 	OpPing     Op = "ping"
 	OpFork     Op = "fork"
 	OpSnapshot Op = "snapshot"
+	// OpDrain is a pause, and the resume after it, that emptying a host needs; users ask for it of hosts and not of sandboxes.
+	OpDrain Op = "drain"
 )
 
 // Legal lists what may be asked of a sandbox in this state.

@@ -26,6 +26,8 @@ type Timing struct {
 	Unreachable time.Duration `yaml:"unreachable"`
 	// ExpireGrace is how long after the end of a sandbox's lifetime its host is left to end it. Default 10 s.
 	ExpireGrace time.Duration `yaml:"expire_grace"`
+	// Durable is how long a drain waits for the saved state of a sandbox to reach the registry. Default 2 min.
+	Durable time.Duration `yaml:"durable"`
 }
 
 func (t Timing) withDefaults() Timing {
@@ -35,7 +37,7 @@ func (t Timing) withDefaults() Timing {
 	}{
 		{&t.Lease, 15 * time.Second}, {&t.Work, 5 * time.Minute}, {&t.Reconcile, 5 * time.Second},
 		{&t.UnknownGrace, 30 * time.Second}, {&t.HostLost, 5 * time.Minute}, {&t.DeleteWait, time.Minute},
-		{&t.Unreachable, 30 * time.Second}, {&t.ExpireGrace, 10 * time.Second},
+		{&t.Unreachable, 30 * time.Second}, {&t.ExpireGrace, 10 * time.Second}, {&t.Durable, 2 * time.Minute},
 	} {
 		if *d.v == 0 {
 			*d.v = d.d

@@ -39,11 +39,7 @@ const placeTime = 30 * time.Second
 func (s *Scheduler) Place(ctx context.Context, r sandbox.PlaceRequest) (sandbox.Placement, error) {
 	bounded, cancel := context.WithTimeout(ctx, placeTime)
 	defer cancel()
-	resp, err := s.place.Place(bounded, &schedulerv1.PlaceRequest{
-		SandboxId: r.SandboxID, TenantId: r.Tenant, SnapshotId: r.SnapshotID, CpuFeatures: r.CPUFeatures, Vmm: r.VMM,
-		HostLabels: r.HostLabels, HostId: r.HostID, ExcludeHostIds: r.Exclude, SpreadKey: r.SpreadKey,
-		Resources: &schedulerv1.Resources{Vcpus: r.VCPUs, MemoryMb: uint64(r.MemoryMB), DiskMb: uint64(r.DiskMB), Slots: 1},
-	}, grpc.WaitForReady(true))
+	resp, err := s.place.Place(bounded, encodePlace(r), grpc.WaitForReady(true))
 	if err != nil {
 		return sandbox.Placement{}, translate(ctx, err)
 	}
@@ -51,6 +47,33 @@ func (s *Scheduler) Place(ctx context.Context, r sandbox.PlaceRequest) (sandbox.
 	defer s.mu.Unlock()
 	s.addresses[resp.GetHostId()] = resp.GetAddress()
 	return sandbox.Placement{HostID: resp.GetHostId(), ReservationID: resp.GetReservationId()}, nil
+}
+
+func encodePlace(r sandbox.PlaceRequest) *schedulerv1.PlaceRequest {
+	return &schedulerv1.PlaceRequest{
+		SandboxId: r.SandboxID, TenantId: r.Tenant, SnapshotId: r.SnapshotID, CpuFeatures: r.CPUFeatures, Vmm: r.VMM,
+		HostLabels: r.HostLabels, HostId: r.HostID, ExcludeHostIds: r.Exclude, SpreadKey: r.SpreadKey,
+		Resources: &schedulerv1.Resources{Vcpus: r.VCPUs, MemoryMb: uint64(r.MemoryMB), DiskMb: uint64(r.DiskMB), Slots: 1},
+	}
+}
+
+// Explain implements sandbox.Scheduler.
+func (s *Scheduler) Explain(ctx context.Context, r sandbox.PlaceRequest) ([]sandbox.Verdict, error) {
+	resp, err := s.hosts.ExplainPlacement(ctx, &schedulerv1.ExplainPlacementRequest{Place: encodePlace(r)})
+	if err != nil {
+		return nil, translate(ctx, err)
+	}
+	list := make([]sandbox.Verdict, len(resp.GetVerdicts()))
+	for i, v := range resp.GetVerdicts() {
+		list[i] = sandbox.Verdict{HostID: v.GetHostId(), Fits: v.GetFits(), Reasons: v.GetReasons()}
+	}
+	return list, nil
+}
+
+// Cordon implements sandbox.Scheduler.
+func (s *Scheduler) Cordon(ctx context.Context, hostID string) error {
+	_, err := s.hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: hostID, Cordoned: true})
+	return translate(ctx, err)
 }
 
 // Unplace implements sandbox.Scheduler.

@@ -31,7 +31,7 @@ func (s *Snapshots) Manifest(ctx context.Context, tenant, snapshot string) (sand
 	m, snap := r.GetManifest(), r.GetSnapshot()
 	return sandbox.Manifest{
 		ID: m.GetSnapshotId(), Name: snap.GetName(), VCPUs: m.GetVcpus(), MemoryMB: uint32(m.GetMemoryBytes() >> 20),
-		DiskMB: uint32(m.GetDiskBytes() >> 20), VMM: m.GetVmm(), CPUFeatures: m.GetCpuFeatures(), Image: m.GetImage(),
+		DiskMB: uint32(m.GetDiskBytes() >> 20), VMM: driver(m), CPUFeatures: m.GetCpuFeatures(), Image: m.GetImage(),
 		Durable: snap.GetState() == snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE, HostIDs: r.GetHostIds(),
 	}, nil
 }
@@ -80,4 +80,12 @@ func decodeSnapshot(p *snapshotv1.Snapshot) sandbox.Snapshot {
 		UniqueBytes: p.GetUniqueBytes(), SharedBytes: p.GetSharedBytes(), Generation: p.GetGeneration(),
 		CreateTime: stamp(p.GetCreateTime()), Metadata: p.GetMetadata(), HostID: p.GetHostId(), VMM: p.GetVmm(),
 	}
+}
+
+// driver is what a host must have to restore a snapshot: the VMM with its accelerator, as hosts name them.
+func driver(m *snapshotv1.Manifest) string {
+	if m.GetVmm() == "" || m.GetAccel() == "" {
+		return m.GetVmm()
+	}
+	return m.GetVmm() + "/" + m.GetAccel()
 }

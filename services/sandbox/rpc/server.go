@@ -28,6 +28,7 @@ func Register(r grpc.ServiceRegistrar, c Config) {
 	sandboxv1.RegisterSandboxServiceServer(r, &sandboxes{Config: c})
 	sandboxv1.RegisterLocatorServiceServer(r, &locator{Config: c})
 	sandboxv1.RegisterKeyServiceServer(r, &keys{Config: c})
+	sandboxv1.RegisterOperationsServiceServer(r, &operations{Config: c})
 }
 
 // fail is an answer's error.
