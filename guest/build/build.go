@@ -153,7 +153,9 @@ func (b *Builder) once(path, what string, do func(tmp string) error) error {
 		return err
 	}
 	if err := os.Rename(tmp, path); err != nil {
-		return err
+		if _, there := os.Stat(path); there != nil {
+			return err
+		} // another build, at the same time, was quicker
 	}
 	fmt.Fprintf(b.Progress, "%s: built in %.1fs\n", what, time.Since(began).Seconds())
 	return nil

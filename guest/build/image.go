@@ -14,16 +14,17 @@ type recipe struct {
 	diskMB   int
 	packages []string
 	fill     func(ctx context.Context, r recipe, dir string) error
-	version  string
+	// steps are the text of what fill does besides the packages.
+	steps string
 }
 
 var recipes = map[string]recipe{
 	"base": {
-		diskMB: 8192, version: "1", fill: fillDebian,
+		diskMB: 8192, steps: debianSetup, fill: fillDebian,
 		packages: []string{"bash", "coreutils", "python3", "git", "curl", "ca-certificates", "sudo", "procps", "iproute2",
 			"less", "findutils", "grep", "sed", "gawk", "tar", "gzip", "xz-utils", "unzip", "openssl", "e2fsprogs"},
 	},
-	"tiny": {diskMB: 512, version: "1", fill: fillBusybox, packages: []string{"busybox-static"}},
+	"tiny": {diskMB: 512, steps: "1" + passwd + group, fill: fillBusybox, packages: []string{"busybox-static"}},
 }
 
 // image makes the image's ext4 file, once per recipe.
@@ -34,7 +35,7 @@ func (b *Builder) image(ctx context.Context, name string) (Image, error) {
 	}
 	packages := append([]string(nil), r.packages...)
 	sort.Strings(packages)
-	hash := recipeHash("v2", name, r.version, fmt.Sprint(r.diskMB), strings.Join(packages, " "))
+	hash := recipeHash("v3", name, r.steps, fmt.Sprint(r.diskMB), strings.Join(packages, " "))
 	path := filepath.Join(b.Cache, "image-"+name+"-"+hash+".ext4")
 	err := b.once(path, "image "+name, func(tmp string) error {
 		dir, err := os.MkdirTemp("", "covey-image-")
@@ -102,7 +103,11 @@ func fillBusybox(ctx context.Context, _ recipe, dir string) error {
 			return err
 		}
 	}
-	for name, body := range map[string]string{"etc/passwd": passwd, "etc/group": group, "etc/hostname": "covey\n", "etc/hosts": "127.0.0.1 localhost\n", "etc/resolv.conf": ""} {
+	// Scripts begin with it.
+	if err := os.Symlink("../../bin/busybox", filepath.Join(dir, "usr/bin/env")); err != nil {
+		return err
+	}
+	for name, body := range map[string]string{"etc/passwd": passwd, "etc/group": group, "etc/hostname": "covey\n", "etc/hosts": "127.0.0.1\tlocalhost\n", "etc/resolv.conf": ""} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o644); err != nil {
 			return err
 		}
@@ -113,24 +118,26 @@ func fillBusybox(ctx context.Context, _ recipe, dir string) error {
 	return os.Chown(filepath.Join(dir, "home/user"), 1000, 1000)
 }
 
-// fillDebian makes a small Debian with the user "user", who may become root without a password: inside a sandbox the
-// virtual machine is the boundary, not the user.
-func fillDebian(ctx context.Context, r recipe, dir string) error {
-	setup := `chroot "$1" sh -euc '
+// debianSetup runs in the fresh system's directory, $1.
+const debianSetup = `chroot "$1" sh -euc '
 useradd -m -u 1000 -s /bin/bash user
 echo "user ALL=(ALL) NOPASSWD:ALL" > /etc/sudoers.d/user && chmod 440 /etc/sudoers.d/user
 rm -f /etc/resolv.conf && : > /etc/resolv.conf
-echo covey > /etc/hostname && printf "127.0.0.1 localhost\n" > /etc/hosts
+echo covey > /etc/hostname && printf "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n" > /etc/hosts
 : > /etc/machine-id
 ln -sf /usr/bin/python3 /usr/local/bin/python
 rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*.log /usr/share/doc/* /usr/share/man/* /usr/share/info/* /usr/share/locale/*
 '`
+
+// fillDebian makes a small Debian with the user "user", who may become root without a password: inside a sandbox the
+// virtual machine is the boundary, not the user.
+func fillDebian(ctx context.Context, r recipe, dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
 	_, err := run(ctx, "", "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--format=directory",
 		"--include="+strings.Join(r.packages, ","),
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-		"--customize-hook="+setup, "bookworm", dir)
+		"--customize-hook="+debianSetup, "bookworm", dir)
 	return err
 }

@@ -98,10 +98,10 @@ func newMachine(t testing.TB, image string, memoryMB int) *machine {
 		t.Fatal(err)
 	}
 	m.args = []string{
-		"netns", "exec", m.netns, "qemu-system-x86_64", "-M", "microvm,accel=tcg,acpi=on,rtc=on,memory-backend=mem", "-cpu", cpu(), "-smp", "1", "-m", strconv.Itoa(memoryMB),
+		"netns", "exec", m.netns, "qemu-system-x86_64", "-M", "microvm,accel=tcg,acpi=on,rtc=on,memory-backend=mem", "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(memoryMB),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=%s,share=on", memoryMB, filepath.Join(m.dir, "memory")),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:" + m.console,
-		"-kernel", filepath.Join(from, "bzImage"), "-initrd", filepath.Join(from, "initramfs.cpio"), "-append", fmt.Sprintf("%s tsc_early_khz=%d %s", a.Cmdline, tscKHz(), os.Getenv("TESTCMD")),
+		"-kernel", filepath.Join(from, "bzImage"), "-initrd", filepath.Join(from, "initramfs.cpio"), "-append", fmt.Sprintf("%s tsc_early_khz=%d", a.Cmdline, tscKHz()),
 		"-blockdev", "driver=file,filename=" + disk + ",node-name=f0,discard=unmap", "-blockdev", "driver=raw,node-name=d0,file=f0,discard=unmap",
 		"-device", "virtio-blk-device,drive=d0",
 		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-device,netdev=n0,mac=06:00:AC:10:00:02,guest_announce=off",
@@ -115,7 +115,7 @@ func (m *machine) start(more ...string) {
 	m.cmd = exec.Command("ip", append(append([]string(nil), m.args...), more...)...)
 	m.cmd.Stderr = os.Stderr
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	runtime.LockOSThread() // the death signal comes when this thread ends
+	runtime.LockOSThread() // the death signal comes when this thread ends; a test's goroutine does
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
@@ -321,24 +321,4 @@ func recvAll[T any](recv func() (T, error), each func(T)) error {
 		}
 		each(m)
 	}
-}
-
-func cpu() string {
-	if c := os.Getenv("TESTCPU"); c != "" {
-		return c
-	}
-	return "max"
-}
-
-// cpuTime is what QEMU used.
-func (m *machine) cpuTime() (sum time.Duration) {
-	pid := m.cmd.Process.Pid // ip netns exec executes QEMU
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-	for _, f := range tasks {
-		b, _ := os.ReadFile(f)
-		var n int64
-		fmt.Sscan(string(b), &n)
-		sum += time.Duration(n)
-	}
-	return sum
 }
