@@ -44,6 +44,9 @@ var mu sync.Mutex
 // conforms fails the test if an answer is not as the description says. Every answer of every test goes through here.
 func conforms(t testing.TB, req *http.Request, res *http.Response, body []byte) {
 	t.Helper()
+	if _, measuring := t.(*testing.B); measuring {
+		return
+	}
 	if res.Header.Get("Content-Type") == "application/x-ndjson" {
 		return // Many documents: the validator reads one.
 	}
