@@ -264,6 +264,7 @@ type fakeScheduler struct {
 	mu       sync.Mutex // guards all below
 	hosts    []*fakeHost
 	lost     map[string]bool
+	cordoned map[string]bool
 	turn     int
 	places   []*schedulerv1.PlaceRequest
 	held     map[string]string // reservation to host
@@ -277,7 +278,7 @@ func (s *fakeScheduler) Place(_ context.Context, r *schedulerv1.PlaceRequest) (*
 	for range s.hosts {
 		h := s.hosts[s.turn%len(s.hosts)]
 		s.turn++
-		if slices.Contains(r.GetExcludeHostIds(), h.id) || r.GetHostId() != "" && r.GetHostId() != h.id || s.lost[h.id] {
+		if slices.Contains(r.GetExcludeHostIds(), h.id) || r.GetHostId() != "" && r.GetHostId() != h.id || s.lost[h.id] || s.cordoned[h.id] {
 			continue
 		}
 		s.reserved++
@@ -286,6 +287,32 @@ func (s *fakeScheduler) Place(_ context.Context, r *schedulerv1.PlaceRequest) (*
 		return &schedulerv1.PlaceResponse{HostId: h.id, Address: h.addr, ReservationId: id}, nil
 	}
 	return nil, status.Error(codes.ResourceExhausted, "no host has room: asked for 1 vCPU and 512 MiB, free are 0 vCPUs")
+}
+
+func (s *fakeScheduler) CordonHost(_ context.Context, r *schedulerv1.CordonHostRequest) (*schedulerv1.CordonHostResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.hosts {
+		if h.id == r.GetHostId() {
+			s.cordoned[h.id] = r.GetCordoned()
+			return &schedulerv1.CordonHostResponse{}, nil
+		}
+	}
+	return nil, status.Error(codes.NotFound, "no host "+r.GetHostId()+" is known")
+}
+
+func (s *fakeScheduler) ExplainPlacement(_ context.Context, r *schedulerv1.ExplainPlacementRequest) (*schedulerv1.ExplainPlacementResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	resp := &schedulerv1.ExplainPlacementResponse{}
+	for _, h := range s.hosts {
+		v := &schedulerv1.HostVerdict{HostId: h.id, Fits: r.GetPlace().GetVmm() == "qemu/tcg"}
+		if !v.Fits {
+			v.Reasons = []string{"has no driver " + r.GetPlace().GetVmm()}
+		}
+		resp.Verdicts = append(resp.Verdicts, v)
+	}
+	return resp, nil
 }
 
 func (s *fakeScheduler) ReleaseReservation(_ context.Context, r *schedulerv1.ReleaseReservationRequest) (*schedulerv1.ReleaseReservationResponse, error) {

@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 var testTiming = sandbox.Timing{
 	Lease: 600 * time.Millisecond, Reconcile: 150 * time.Millisecond, UnknownGrace: 300 * time.Millisecond,
 	HostLost: 400 * time.Millisecond, DeleteWait: 5 * time.Second, Unreachable: 300 * time.Millisecond,
-	ExpireGrace: time.Millisecond,
+	ExpireGrace: time.Millisecond, Durable: 2 * time.Second,
 }
 
 // mesh is a database and fakes of what sandboxd speaks to, all over real gRPC on loopback.
@@ -64,7 +64,7 @@ type mesh struct {
 func newMesh(t testing.TB) *mesh {
 	t.Helper()
 	m := &mesh{t: t, dsn: pgtest.Database(t), registry: newFakeRegistry()}
-	m.scheduler = &fakeScheduler{lost: map[string]bool{}, held: map[string]string{}}
+	m.scheduler = &fakeScheduler{lost: map[string]bool{}, cordoned: map[string]bool{}, held: map[string]string{}}
 	m.a, m.b = newFakeHost(t, "host-a", m.registry), newFakeHost(t, "host-b", m.registry)
 	m.scheduler.hosts = []*fakeHost{m.a, m.b}
 	m.dial = pooled(t)
@@ -112,6 +112,7 @@ type replica struct {
 	sandboxv1.SandboxServiceClient
 	locate sandboxv1.LocatorServiceClient
 	keys   sandboxv1.KeyServiceClient
+	ops    sandboxv1.OperationsServiceClient
 	store  *postgres.Store
 	stop   func()
 }
@@ -153,7 +154,7 @@ func (m *mesh) client(addr string) *replica {
 	}
 	return &replica{
 		SandboxServiceClient: sandboxv1.NewSandboxServiceClient(conn), locate: sandboxv1.NewLocatorServiceClient(conn),
-		keys: sandboxv1.NewKeyServiceClient(conn),
+		keys: sandboxv1.NewKeyServiceClient(conn), ops: sandboxv1.NewOperationsServiceClient(conn),
 	}
 }
 
