@@ -1,0 +1,159 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+)
+
+// store is a host's snapshot directory.
+func store(host string) string { return filepath.Join(s.m.Dir, host, "snapshots") }
+
+// savedFilesOf are the directories of snapshots on the hosts whose manifests name a sandbox.
+func savedFilesOf(id string) []string {
+	var found []string
+	for _, path := range glob(s.m.Dir + "/host-*/snapshots/snapshots/*/manifest.json") {
+		// One that is removed meanwhile names nobody.
+		if raw, _ := os.ReadFile(path); strings.Contains(string(raw), id) {
+			found = append(found, path)
+		}
+	}
+	return found
+}
+
+// restart kills a host agent, starts it again and waits until the mesh has noticed.
+func restart(t *testing.T, ctx context.Context, host string) {
+	t.Helper()
+	if err := s.m.Kill(ctx, "hostagentd-"+host); err != nil {
+		t.Fatal(err)
+	}
+	revive(t, ctx, host)
+}
+
+// revive starts a host agent that was killed and waits until the scheduler knows where it is now.
+func revive(t *testing.T, ctx context.Context, host string) {
+	t.Helper()
+	killed := time.Now()
+	if err := s.m.Restart(ctx, "hostagentd-"+host); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, host+" is back", func() bool {
+		res, err := s.hosts.ListHosts(ctx, &schedulerv1.ListHostsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(res.GetHosts(), func(h *schedulerv1.Host) bool {
+			return h.GetId() == host && h.GetState() == schedulerv1.HostState_HOST_STATE_READY && h.GetHeartbeatTime().AsTime().After(killed)
+		})
+	})
+}
+
+// damage changes a file and returns how to repair it.
+func damage(t *testing.T, path string, change func([]byte) []byte) (repair func()) {
+	t.Helper()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(b []byte) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(change(bytes.Clone(whole)))
+	return func() { write(whole) }
+}
+
+func flip(b []byte) []byte {
+	b[len(b)/2] ^= 0x10
+	return b
+}
+
+func truncate(b []byte) []byte { return b[:len(b)/2] }
+
+func extend(b []byte) []byte { return append(b, make([]byte, 4096)...) }
+
+// flipEverywhere leaves no part of a build whole but its index at the end.
+func flipEverywhere(b []byte) []byte {
+	for i := 512; i < len(b)*9/10; i += 512 {
+		b[i] ^= 0x10
+	}
+	return b
+}
+
+func TestADamagedSnapshotIsRefusedByNameAndStaysUntilItIsRepaired(t *testing.T) {
+	ctx := start(t)
+	id := create(t, ctx, small()).GetId()
+	sh(t, ctx, id, "head -c 1000000 /dev/urandom > /dev/shm/f; head -c 1000000 /dev/urandom > /root/f; sync; cat /dev/shm/f /root/f | sha256sum > /dev/shm/sum")
+	paused := pause(t, ctx, id)
+	// No memory of it may be left in the page cache: what is damaged must be read.
+	restart(t, ctx, paused.GetHostId())
+	dir := filepath.Join(store(paused.GetHostId()), "snapshots", paused.GetSnapshotId())
+	own := ownBuilds(t, ctx, paused.GetSnapshotId())
+	builds := func(kind string) string { return filepath.Join(store(paused.GetHostId()), "builds", own[kind]) }
+	// Pinned to its host: another would fetch the snapshot from the registry.
+	here := &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: paused.GetHostId(), RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_MEMORY_REQUIRED}
+	for _, c := range []struct {
+		what, path, named string
+		change            func([]byte) []byte
+	}{
+		{"state flipped", filepath.Join(dir, "state"), "state", flip},
+		{"state truncated", filepath.Join(dir, "state"), "state", truncate},
+		{"state too long", filepath.Join(dir, "state"), "state", extend},
+		{"memory header flipped", filepath.Join(dir, "memory.hdr"), "memory.hdr", flip},
+		{"memory header truncated", filepath.Join(dir, "memory.hdr"), "memory.hdr", truncate},
+		{"disk header flipped", filepath.Join(dir, "disk.hdr"), "disk.hdr", flip},
+		{"disk header too long", filepath.Join(dir, "disk.hdr"), "disk.hdr", extend},
+		{"manifest flipped", filepath.Join(dir, "manifest.json"), "manifest.json", flip},
+		{"memory build truncated", builds("memory"), own["memory"], truncate},
+		{"memory build flipped", builds("memory"), own["memory"], flipEverywhere},
+		{"disk build truncated", builds("disk"), own["disk"], truncate},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			repair := damage(t, c.path, c.change)
+			defer repair()
+			_, err := s.sandboxes.ResumeSandbox(ctx, here)
+			wantError(t, err, codes.DataLoss, c.named)
+			if sb := get(t, ctx, id); sb.GetState() != sandboxv1.State_STATE_PAUSED || sb.GetSnapshotId() != paused.GetSnapshotId() {
+				t.Errorf("it is %v", sb)
+			}
+			if left := holdingsOf(id); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+	resume(t, ctx, here)
+	if got := sh(t, ctx, id, "cat /dev/shm/f /root/f | sha256sum | diff - /dev/shm/sum && echo whole"); got != "whole" {
+		t.Errorf("after the repair it answers %q", got)
+	}
+}
+
+// ownBuilds are the builds, by kind, that only this snapshot names.
+func ownBuilds(t *testing.T, ctx context.Context, snapshot string) map[string]string {
+	t.Helper()
+	why, err := s.snapshots.ExplainSnapshot(ctx, &snapshotv1.ExplainSnapshotRequest{SnapshotId: snapshot})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := map[string]string{}
+	for _, b := range why.GetBuilds() {
+		if slices.Equal(b.GetNamedBy(), []string{snapshot}) {
+			own[b.GetKind()] = b.GetId()
+		}
+	}
+	if own["memory"] == "" || own["disk"] == "" {
+		t.Fatalf("builds: %v", why.GetBuilds())
+	}
+	return own
+}
