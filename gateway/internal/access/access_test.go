@@ -19,7 +19,8 @@ func TestEveryMethodNeedsTheScopeOfWhatItDoes(t *testing.T) {
 		"/covey.sandbox.v1.SandboxService/CreateSandbox": Write, "/covey.guest.v1.ProcessService/Exec": Write,
 		"/covey.guest.v1.FileService/ReadFile": Read, "/covey.guest.v1.FileService/WriteFile": Write, "/covey.host.v1.HostService/ReadConsole": Read,
 		"/covey.snapshot.v1.SnapshotService/ExplainSnapshot": Read, "/covey.snapshot.v1.SnapshotService/DeleteSnapshot": Write,
-		"/covey.scheduler.v1.HostsService/ListHosts": Admin, "/covey.sandbox.v1.KeyService/ListKeys": Admin, "nonsense": Write,
+		"/covey.scheduler.v1.HostsService/ListHosts": Admin, "/covey.sandbox.v1.KeyService/ListKeys": Admin,
+		"/covey.sandbox.v1.OperationsService/CanRestoreSnapshot": Admin, "nonsense": Write,
 	} {
 		if got := ScopeOf(method); got != want {
 			t.Errorf("%s needs %s, want %s", method, got, want)

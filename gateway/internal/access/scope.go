@@ -18,7 +18,7 @@ var readVerbs = []string{"Get", "List", "Watch", "Explain", "Read", "Stat"}
 // ScopeOf is the scope that a method needs, like "/covey.sandbox.v1.SandboxService/GetSandbox".
 func ScopeOf(fullMethod string) string {
 	service, method, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
-	if strings.HasSuffix(service, ".HostsService") || strings.HasSuffix(service, ".KeyService") {
+	if strings.HasSuffix(service, ".HostsService") || strings.HasSuffix(service, ".KeyService") || strings.HasSuffix(service, ".OperationsService") {
 		return Admin
 	}
 	for _, v := range readVerbs {

@@ -26,14 +26,15 @@ const localKeyFile = "/var/lib/covey/local/api-key"
 
 // client is a connection to a gateway.
 type client struct {
-	conn      *grpc.ClientConn
-	sandboxes sandboxv1.SandboxServiceClient
-	keys      sandboxv1.KeyServiceClient
-	snapshots snapshotv1.SnapshotServiceClient
-	hosts     schedulerv1.HostsServiceClient
-	processes guestv1.ProcessServiceClient
-	files     guestv1.FileServiceClient
-	host      hostv1.HostServiceClient
+	conn       *grpc.ClientConn
+	sandboxes  sandboxv1.SandboxServiceClient
+	keys       sandboxv1.KeyServiceClient
+	operations sandboxv1.OperationsServiceClient
+	snapshots  snapshotv1.SnapshotServiceClient
+	hosts      schedulerv1.HostsServiceClient
+	processes  guestv1.ProcessServiceClient
+	files      guestv1.FileServiceClient
+	host       hostv1.HostServiceClient
 }
 
 // dial connects to the gateway at rawURL (http or https) with an API key sent with every call.
@@ -71,7 +72,7 @@ func dial(rawURL, key string) (*client, error) {
 	}
 	return &client{
 		conn:      conn,
-		sandboxes: sandboxv1.NewSandboxServiceClient(conn), keys: sandboxv1.NewKeyServiceClient(conn),
+		sandboxes: sandboxv1.NewSandboxServiceClient(conn), keys: sandboxv1.NewKeyServiceClient(conn), operations: sandboxv1.NewOperationsServiceClient(conn),
 		snapshots: snapshotv1.NewSnapshotServiceClient(conn), hosts: schedulerv1.NewHostsServiceClient(conn),
 		processes: guestv1.NewProcessServiceClient(conn), files: guestv1.NewFileServiceClient(conn),
 		host: hostv1.NewHostServiceClient(conn),

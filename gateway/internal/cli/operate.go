@@ -44,44 +44,6 @@ func (a *app) logsCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) hostsCmd() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "hosts", Short: "List the hosts, and keep sandboxes off them", Args: args(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			res, err := a.c.hosts.ListHosts(cmd.Context(), &schedulerv1.ListHostsRequest{})
-			if err != nil {
-				return err
-			}
-			return a.show(res, func() { a.hostTable(res.GetHosts()) })
-		},
-	}
-	for verb, cordoned := range map[string]bool{"cordon": true, "uncordon": false} {
-		short := map[bool]string{true: "Keep new sandboxes off a host", false: "Let new sandboxes on a host again"}[cordoned]
-		cmd.AddCommand(&cobra.Command{
-			Use: verb + " HOST", Short: short, Args: args("HOST"),
-			RunE: func(cmd *cobra.Command, argv []string) error {
-				res, err := a.c.hosts.CordonHost(cmd.Context(), &schedulerv1.CordonHostRequest{HostId: argv[0], Cordoned: cordoned})
-				if err != nil {
-					return err
-				}
-				return a.show(res.GetHost(), func() { fmt.Fprintf(a.out, "%s is %s\n", argv[0], name(res.GetHost().GetState(), "HOST_STATE_")) })
-			},
-		})
-	}
-	return cmd
-}
-
-func (a *app) hostTable(hosts []*schedulerv1.Host) {
-	var rows [][]string
-	for _, h := range hosts {
-		c, u := h.GetCapacity(), h.GetUsed()
-		rows = append(rows, []string{h.GetId(), name(h.GetState(), "HOST_STATE_"), fmt.Sprint(h.GetRunning()), fmt.Sprintf("%d/%d", u.GetVcpus(), c.GetVcpus()),
-			fmt.Sprintf("%d/%d MiB", u.GetMemoryMb(), c.GetMemoryMb()), fmt.Sprintf("%d/%d MiB", u.GetDiskMb(), c.GetDiskMb()),
-			dash(strings.Join(h.GetDrivers(), ",")), ago(h.GetHeartbeatTime())})
-	}
-	a.table("HOST STATE SANDBOXES VCPUS MEMORY DISK DRIVERS HEARD", rows)
-}
-
 func (a *app) placeCmd() *cobra.Command {
 	var explain bool
 	var meta []string

@@ -16,6 +16,7 @@ import (
 type createFlags struct {
 	req           sandboxv1.CreateSandboxRequest
 	metadata, env []string
+	hostLabels    []string
 	noNetwork     bool
 	allow, deny   []string
 }
@@ -32,6 +33,7 @@ func (f *createFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.req.ColdBoot, "cold-boot", false, "boot the kernel instead of restoring")
 	flags.StringArrayVarP(&f.metadata, "label", "l", nil, "label KEY=VALUE (repeatable)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment KEY=VALUE (repeatable)")
+	flags.StringArrayVar(&f.hostLabels, "host-label", nil, "only on a host with label KEY=VALUE (repeatable)")
 	flags.BoolVar(&f.noNetwork, "no-network", false, "no network")
 	flags.StringArrayVar(&f.allow, "allow", nil, "IPv4 range it may reach beside the Internet (repeatable)")
 	flags.StringArrayVar(&f.deny, "deny", nil, "IPv4 range it may not reach (repeatable)")
@@ -40,6 +42,9 @@ func (f *createFlags) add(cmd *cobra.Command) {
 func (f *createFlags) request() (*sandboxv1.CreateSandboxRequest, error) {
 	var err error
 	if f.req.Metadata, err = labels("label", f.metadata); err != nil {
+		return nil, err
+	}
+	if f.req.HostLabels, err = labels("host-label", f.hostLabels); err != nil {
 		return nil, err
 	}
 	if f.req.Env, err = labels("env", f.env); err != nil {

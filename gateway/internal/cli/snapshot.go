@@ -12,7 +12,7 @@ import (
 
 func (a *app) snapshotCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "snapshot", Aliases: []string{"snap"}, Short: "Save sandboxes as templates, and manage those"}
-	cmd.AddCommand(a.snapshotCreateCmd(), a.snapshotListCmd(), a.snapshotGetCmd(), a.snapshotRemoveCmd(), a.snapshotRenameCmd(), a.snapshotWhyCmd())
+	cmd.AddCommand(a.snapshotCreateCmd(), a.snapshotListCmd(), a.snapshotGetCmd(), a.snapshotRemoveCmd(), a.snapshotRenameCmd(), a.snapshotWhyCmd(), a.canRestoreCmd())
 	return cmd
 }
 
@@ -154,6 +154,26 @@ func (a *app) snapshotWhyCmd() *cobra.Command {
 				for _, p := range res.GetPinnedBy() {
 					fmt.Fprintln(a.out, "\nkept:", p)
 				}
+			})
+		},
+	}
+}
+
+func (a *app) canRestoreCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "can-restore SNAPSHOT", Short: "Show on which hosts a snapshot can be restored, and why not on the others", Args: args("SNAPSHOT"),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			res, err := a.c.operations.CanRestoreSnapshot(cmd.Context(), &sandboxv1.CanRestoreSnapshotRequest{SnapshotId: argv[0]})
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() {
+				var rows [][]string
+				for _, v := range res.GetVerdicts() {
+					rows = append(rows, []string{v.GetHostId(), map[bool]string{true: "yes", false: "no"}[v.GetCan()], strings.Join(v.GetReasons(), "; ")})
+				}
+				a.table("HOST CAN WHY", rows)
+				fmt.Fprintf(a.out, "\n%s needs %s and %d CPU features\n", res.GetSnapshotId(), dash(res.GetDriver()), len(res.GetCpuFeatures()))
 			})
 		},
 	}

@@ -48,14 +48,15 @@ type Config struct {
 // Server is an http.Handler.
 type Server struct {
 	Config
-	http      http.Handler
-	mux       *runtime.ServeMux
-	routes    routes
-	sandboxes sandboxv1.SandboxServiceClient
-	processes guestv1.ProcessServiceClient
-	files     guestv1.FileServiceClient
-	host      hostv1.HostServiceClient
-	durations metric.Float64Histogram // of requests, seconds; WebSockets and streams of events too
+	http       http.Handler
+	mux        *runtime.ServeMux
+	routes     routes
+	sandboxes  sandboxv1.SandboxServiceClient
+	operations sandboxv1.OperationsServiceClient
+	processes  guestv1.ProcessServiceClient
+	files      guestv1.FileServiceClient
+	host       hostv1.HostServiceClient
+	durations  metric.Float64Histogram // of requests, seconds; WebSockets and streams of events too
 
 	sockets sync.WaitGroup
 }
@@ -65,6 +66,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{Config: c}
 	data, sandboxes := c.Keys.Guard(c.Data), c.Keys.Guard(c.Sandboxes)
 	s.sandboxes = sandboxv1.NewSandboxServiceClient(sandboxes)
+	s.operations = sandboxv1.NewOperationsServiceClient(sandboxes)
 	s.processes = guestv1.NewProcessServiceClient(data)
 	s.files = guestv1.NewFileServiceClient(data)
 	s.host = hostv1.NewHostServiceClient(data)
@@ -76,6 +78,7 @@ func New(c Config) (*Server, error) {
 	ctx := context.Background()
 	for _, err := range []error{
 		sandboxv1.RegisterSandboxServiceHandlerClient(ctx, s.mux, s.sandboxes),
+		sandboxv1.RegisterOperationsServiceHandlerClient(ctx, s.mux, s.operations),
 		sandboxv1.RegisterKeyServiceHandlerClient(ctx, s.mux, sandboxv1.NewKeyServiceClient(sandboxes)),
 		snapshotv1.RegisterSnapshotServiceHandlerClient(ctx, s.mux, snapshotv1.NewSnapshotServiceClient(c.Keys.Guard(c.Snapshots))),
 		schedulerv1.RegisterHostsServiceHandlerClient(ctx, s.mux, schedulerv1.NewHostsServiceClient(c.Keys.Guard(c.Scheduler))),
@@ -116,6 +119,7 @@ func (s *Server) byHand() error {
 		handle       handler
 	}{
 		{http.MethodGet, "/v1/sandboxes:watch", s.watchSandboxes},
+		{http.MethodPost, "/v1/hosts/{host_id}/drain", s.drainHost},
 		{http.MethodGet, sb + "/exec/stream", s.execStream},
 		{http.MethodPost, sb + "/files/write", s.writeForm},
 		{http.MethodPost, sb + "/files/stream/write", s.writeStream},
