@@ -213,7 +213,8 @@ func TestWrongFramesAreAnsweredWithAnErrorAndACode(t *testing.T) {
 
 func TestASandboxThatIsNotThereIsAnHTTPStatusAndNotACloseCode(t *testing.T) {
 	g := start(t)
-	a := g.do("GET", "/v1/sandboxes/sb_no/exec/stream", nil, "Upgrade", "websocket", "Connection", "Upgrade")
+	a := g.do("GET", "/v1/sandboxes/sb_no/exec/stream", nil, "Upgrade", "websocket", "Connection", "keep-alive, Upgrade",
+		"Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==")
 	if p := a.problem(t); a.status != 404 || p.Reason != "SANDBOX_NOT_FOUND" {
 		t.Fatalf("%d %s", a.status, a.body)
 	}

@@ -82,6 +82,7 @@ func TestEveryErrorHasOneShapeAndTheRightStatus(t *testing.T) {
 		"exec in a stopped": {"POST", "/v1/sandboxes/" + stopped + "/exec", `{"cmd":"true"}`, json, 409, "NOT_RUNNING", "STOPPED", ""},
 		"secrets stay in":   {"GET", "/v1/snapshots", "", nil, 500, "INTERNAL", "", ""},
 		"WebSocket by GET":  {"GET", sb + "/exec/stream", "", nil, 426, "UPGRADE_REQUIRED", "", ""},
+		"half an upgrade":   {"GET", sb + "/exec/stream", "", []string{"Upgrade", "websocket", "Connection", "keep-alive"}, 426, "UPGRADE_REQUIRED", "", ""},
 		"no form":           {"POST", sb + "/files/write", "x", nil, 415, "UNSUPPORTED_MEDIA_TYPE", "multipart", ""},
 		"no file":           {"POST", sb + "/files/read", `{"path":"nope"}`, json, 404, "FILE_NOT_FOUND", "nope", ""},
 		"watch nothing":     {"GET", "/v1/sandboxes:watch?sandbox_id=sb_no", "", nil, 404, "SANDBOX_NOT_FOUND", "", ""},

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -47,9 +48,10 @@ const (
 
 // execStream serves one process over a WebSocket.
 func (s *Server) execStream(w http.ResponseWriter, r *http.Request, params map[string]string) error {
-	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+	if err := upgrades(r); err != nil {
 		w.Header().Set("Upgrade", "websocket")
-		return refusal{http.StatusUpgradeRequired, apierr.E(codes.InvalidArgument, "UPGRADE_REQUIRED", "exec/stream is a WebSocket: ask for an upgrade to it")}
+		w.Header().Set("Sec-WebSocket-Version", "13")
+		return err
 	}
 	method := guestv1.ProcessService_ExecStream_FullMethodName
 	if err := access.Check(r.Context(), method); err != nil {
@@ -87,6 +89,28 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request, params map[s
 	cancel()
 	others.Wait()
 	return nil
+}
+
+// upgrades is nil for a request that asks for a WebSocket as RFC 6455 wants it: the library would refuse others in its own words.
+func upgrades(r *http.Request) error {
+	h := r.Header
+	key, err := base64.StdEncoding.DecodeString(h.Get("Sec-WebSocket-Key"))
+	if has(h, "Upgrade", "websocket") && has(h, "Connection", "upgrade") && h.Get("Sec-WebSocket-Version") == "13" && err == nil && len(key) == 16 && len(h["Sec-Websocket-Key"]) == 1 {
+		return nil
+	}
+	return refusal{http.StatusUpgradeRequired, apierr.E(codes.InvalidArgument, "UPGRADE_REQUIRED", "exec/stream is a WebSocket: ask for an upgrade to it, version 13")}
+}
+
+// has tells whether a header lists a token.
+func has(h http.Header, name, token string) bool {
+	for _, line := range h.Values(name) {
+		for t := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // errEnding is why sockets end with the gateway.
