@@ -190,15 +190,15 @@ func (f fakeCages) Open(ctx context.Context, id string, v int, m int64) (Cage, e
 
 type fakeCage struct{ w *world }
 
-func (fakeCage) UID() int                        { return 1 }
-func (fakeCage) GID() int                        { return 1 }
-func (fakeCage) Procs() []string                 { return nil }
+func (fakeCage) UID() int        { return 1 }
+func (fakeCage) GID() int        { return 1 }
+func (fakeCage) Procs() []string { return nil }
 func (c fakeCage) CPUTime() (time.Duration, error) {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
 	return c.w.cpu, nil
 }
-func (c fakeCage) Remove(context.Context) error  { c.w.take("cage", -1); return nil }
+func (c fakeCage) Remove(context.Context) error { c.w.take("cage", -1); return nil }
 
 type fakeDisks struct{ w *world }
 
@@ -253,6 +253,20 @@ type fakeSnapshots struct{ w *world }
 
 func (f fakeSnapshots) Open(ctx context.Context, id string) (Base, error) {
 	if err := f.w.at(ctx, "open "+id); err != nil {
+		return nil, err
+	}
+	f.w.mu.Lock()
+	m, ok := f.w.snaps[id]
+	f.w.mu.Unlock()
+	if !ok {
+		return nil, ErrSnapshotNotFound
+	}
+	f.w.take("base", 1)
+	return fakeBase{f.w, m, "/state"}, nil
+}
+
+func (f fakeSnapshots) OpenDisk(ctx context.Context, id string) (Base, error) {
+	if err := f.w.at(ctx, "open the disk of "+id); err != nil {
 		return nil, err
 	}
 	f.w.mu.Lock()

@@ -223,6 +223,31 @@ func TestPauseAndResume(t *testing.T) {
 	}
 }
 
+func TestADamagedSnapshotIsNoObstacleToABootFromItsDisk(t *testing.T) {
+	w := newWorld()
+	h := w.newHost(t)
+	m := start(t, h, spec("sb_1"))
+	if _, _, err := m.Pause(t.Context(), "snap_1"); err != nil {
+		t.Fatal(err)
+	}
+	s := spec("sb_1")
+	s.Image, s.SnapshotID, s.Kind, s.ColdBoot = "", "snap_1", Resume, false
+	w.failAt("open snap_1", fmt.Errorf("state: %w", ErrDamaged))
+	if _, err := h.Start(t.Context(), s, "rst_2"); !errors.Is(err, ErrDamaged) {
+		t.Errorf("memory required: %v", err)
+	}
+	s.Policy = PreferMemory
+	w.failAt("open the disk of snap_1", fmt.Errorf("disk.hdr: %w", ErrDamaged))
+	if _, err := h.Start(t.Context(), s, "rst_3"); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disk.hdr") {
+		t.Errorf("the disk is damaged too: %v", err)
+	}
+	w.failAt("open the disk of snap_1", nil)
+	got, err := h.Start(t.Context(), s, "rst_4")
+	if err != nil || got.Receipt.Kind != DiskBoot || !strings.Contains(got.Receipt.Fallback, "state") {
+		t.Errorf("prefer memory: %+v, %v", got.Receipt, err)
+	}
+}
+
 func TestIllegalOperationsNameTheStateAndWhatIsLegal(t *testing.T) {
 	ops := map[string]func(*Host, *Machine) error{
 		"start": func(h *Host, _ *Machine) error { _, err := h.Start(t.Context(), spec("sb_1"), "rst_9"); return err },

@@ -104,6 +104,8 @@ type Snapshots interface {
 	// Open finds a snapshot on this host, at a peer or in the registry, and pins it until Release. ErrSnapshotNotFound,
 	// ErrDamaged.
 	Open(ctx context.Context, id string) (Base, error)
+	// OpenDisk is Open for a boot from the disk alone: state and memory are not read, and may be damaged.
+	OpenDisk(ctx context.Context, id string) (Base, error)
 	// OpenImage pins a stock image. ErrImageNotFound.
 	OpenImage(ctx context.Context, name string) (Base, error)
 	// Draft begins a snapshot of a VM whose memory and disk are given; nothing is to be seen of it until Commit.

@@ -35,27 +35,49 @@ func (h *Host) imageSource(ctx context.Context, spec Spec, fallback string) (sou
 	return source{base: base, kind: ColdBoot, fallback: fallback}, nil
 }
 
+// snapshotSource is a snapshot's memory and disk or, where the policy says so, its disk alone.
 func (h *Host) snapshotSource(ctx context.Context, spec Spec) (source, error) {
+	if spec.Policy == DiskOnly {
+		return h.savedDisk(ctx, spec, "")
+	}
+	src, err := h.savedMemory(ctx, spec)
+	if restore := (*RestoreError)(nil); errors.As(err, &restore) && spec.Policy == PreferMemory {
+		return h.savedDisk(ctx, spec, restore.Error())
+	}
+	return src, err
+}
+
+func (h *Host) savedMemory(ctx context.Context, spec Spec) (source, error) {
 	base, err := h.parts.Snapshots.Open(ctx, spec.SnapshotID)
+	if errors.Is(err, ErrDamaged) && spec.Policy == PreferMemory {
+		// If it is the disk that is damaged, opening it alone will say so.
+		return source{}, &RestoreError{SnapshotID: spec.SnapshotID, Err: err}
+	}
 	if err != nil {
 		return source{}, fmt.Errorf("snapshot %s: %w", spec.SnapshotID, err)
 	}
 	man := base.Manifest()
-	err = locked(spec, man)
-	if err == nil && spec.Policy != DiskOnly {
+	if err = locked(spec, man); err == nil {
 		err = h.compatible(man)
 	}
-	restore := (*RestoreError)(nil)
-	switch {
-	case err == nil && spec.Policy == DiskOnly:
-		return source{base: base, kind: DiskBoot}, nil
-	case err == nil:
-		return source{base: base, memory: true, kind: spec.kind()}, nil
-	case errors.As(err, &restore) && spec.Policy == PreferMemory:
-		return source{base: base, kind: DiskBoot, fallback: restore.Error()}, nil
+	if err != nil {
+		base.Release()
+		return source{}, err
 	}
-	base.Release()
-	return source{}, err
+	return source{base: base, memory: true, kind: spec.kind()}, nil
+}
+
+// savedDisk is the disk of a snapshot, whatever became of its memory; fallback is why that is not restored, if it was asked for.
+func (h *Host) savedDisk(ctx context.Context, spec Spec, fallback string) (source, error) {
+	base, err := h.parts.Snapshots.OpenDisk(ctx, spec.SnapshotID)
+	if err != nil {
+		return source{}, fmt.Errorf("snapshot %s: %w", spec.SnapshotID, err)
+	}
+	if err := locked(spec, base.Manifest()); err != nil {
+		base.Release()
+		return source{}, err
+	}
+	return source{base: base, kind: DiskBoot, fallback: fallback}, nil
 }
 
 // diskSource is the source after memory could not be restored: the disk of the same snapshot, or for a stock image its boot.
@@ -63,10 +85,7 @@ func (h *Host) diskSource(ctx context.Context, spec Spec, why *RestoreError) (so
 	if spec.SnapshotID == "" {
 		return h.imageSource(ctx, spec, why.Error())
 	}
-	spec.Policy = DiskOnly
-	src, err := h.snapshotSource(ctx, spec)
-	src.fallback = why.Error()
-	return src, err
+	return h.savedDisk(ctx, spec, why.Error())
 }
 
 // locked refuses sizes that are not the snapshot's.

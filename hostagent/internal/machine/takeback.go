@@ -127,10 +127,13 @@ func (m *Machine) takeBack(ctx context.Context, e journal.Entry[Record]) error {
 // socket, which it cannot answer while a fault or a read is unserved.
 func (m *Machine) reopen(ctx context.Context, h *holdings, rec Record) (err error) {
 	p, id, spec := m.host.parts, m.spec.ID, m.spec
-	if rec.BaseIsImage {
+	switch {
+	case rec.BaseIsImage:
 		h.base, err = p.Snapshots.OpenImage(ctx, rec.Base)
-	} else {
+	case rec.MemoryFrom:
 		h.base, err = p.Snapshots.Open(ctx, rec.Base)
+	default:
+		h.base, err = p.Snapshots.OpenDisk(ctx, rec.Base)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", rec.Base, err)

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/coveyhq/covey/hostagent/internal/machine"
+	"github.com/coveyhq/covey/hostagent/internal/snapstore"
 )
 
 // ways to damage a file.
@@ -65,6 +66,36 @@ func TestDamagedFilesAreRefusedByNameAndWorkAgainWhenRepaired(t *testing.T) {
 			check(t, os.Rename(path+".away", path))
 			w.resume("snap_1", g).end()
 		})
+	}
+}
+
+func TestADiskCanBeHadThoughItsMemoryIsDamaged(t *testing.T) {
+	w := newWorld(t, nil)
+	g := w.boot(8<<20, imageSize)
+	g.write(rand.New(rand.NewPCG(4, 1)), 20, 20)
+	g.save("snap_1")
+	g.end()
+	man := openManifest(t, w, "snap_1")
+	for _, file := range []string{"snapshots/snap_1/state", "snapshots/snap_1/memory.hdr", "snapshots/snap_1/working-set", "builds/" + man.MemoryBuilds[0]} {
+		path := filepath.Join(w.conf.Dir, file)
+		whole, err := os.ReadFile(path)
+		check(t, err)
+		check(t, os.Truncate(path, int64(len(whole)/2)))
+		base, err := w.store.OpenDisk(context.Background(), "snap_1")
+		check(t, err)
+		got := make([]byte, len(g.diskData))
+		readView(t, base.(*snapstore.Snapshot).Disk(), got)
+		if at := firstDifference(got, g.diskData); at >= 0 {
+			t.Errorf("with a damaged %s the disk differs at %d", file, at)
+		}
+		check(t, os.WriteFile(path, whole, 0o600))
+		// Who wants the whole snapshot meanwhile gets its memory too.
+		w.resume("snap_1", g).end()
+		base.Release()
+	}
+	check(t, os.Truncate(filepath.Join(w.conf.Dir, "snapshots/snap_1/disk.hdr"), 10))
+	if _, err := w.store.OpenDisk(context.Background(), "snap_1"); !errors.Is(err, machine.ErrDamaged) || !strings.Contains(err.Error(), "disk.hdr") {
+		t.Errorf("a damaged disk header is %v", err)
 	}
 }
 

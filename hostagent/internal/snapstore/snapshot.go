@@ -49,7 +49,9 @@ type Snapshot struct {
 	entry    *entry
 	record   *Record
 	contents *contents
-	release  func()
+	// own are the builds that it uses by itself, where contents are not the entry's.
+	own     []*build
+	release func()
 }
 
 // Manifest describes it.
@@ -63,7 +65,7 @@ func (b *Snapshot) StatePath() string {
 	return filepath.Join(b.entry.dir, stateName)
 }
 
-// Memory is nil for an image.
+// Memory is nil for an image, and where only the disk was opened.
 func (b *Snapshot) Memory() *View { return b.contents.memory }
 
 // Disk is what its disk held.
@@ -87,17 +89,22 @@ func (s *Store) Open(ctx context.Context, id string) (machine.Base, error) {
 
 // OpenSnapshot is Open, with the type that has the views.
 func (s *Store) OpenSnapshot(ctx context.Context, id string) (*Snapshot, error) {
+	e, err := s.pin(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return s.openPinned(ctx, e)
+}
+
+// pin pins a snapshot, which is brought to this host if need be.
+func (s *Store) pin(ctx context.Context, id string) (*entry, error) {
 	if !validID.MatchString(id) {
 		return nil, fmt.Errorf("%w: %.80q cannot name one", machine.ErrSnapshotNotFound, id)
 	}
-	e := s.pinLocal(id)
-	if e == nil {
-		var err error
-		if e, err = s.fetch(ctx, id); err != nil {
-			return nil, err
-		}
+	if e := s.pinLocal(id); e != nil {
+		return e, nil
 	}
-	return s.openPinned(ctx, e)
+	return s.fetch(ctx, id)
 }
 
 // pinLocal pins a snapshot that this host has; nil if it has not.
@@ -123,7 +130,15 @@ func (s *Store) openPinned(ctx context.Context, e *entry) (_ *Snapshot, err erro
 	if err != nil {
 		return nil, err
 	}
-	return &Snapshot{store: s, entry: e, record: record, contents: c, release: sync.OnceFunc(func() { s.unpin(e) })}, nil
+	return s.opened(e, record, c, nil), nil
+}
+
+// opened is a snapshot that takes over a pin, and a use of each of its own builds.
+func (s *Store) opened(e *entry, r *Record, c *contents, own []*build) *Snapshot {
+	return &Snapshot{store: s, entry: e, record: r, contents: c, own: own, release: sync.OnceFunc(func() {
+		s.leave(own)
+		s.unpin(e)
+	})}
 }
 
 // again pins an open snapshot once more.
@@ -131,9 +146,10 @@ func (b *Snapshot) again() *Snapshot {
 	b.store.mu.Lock()
 	defer b.store.mu.Unlock()
 	b.entry.pins++
-	c := *b
-	c.release = sync.OnceFunc(func() { b.store.unpin(b.entry) })
-	return &c
+	for _, o := range b.own {
+		o.users++
+	}
+	return b.store.opened(b.entry, b.record, b.contents, b.own)
 }
 
 func (s *Store) unpin(e *entry) {
@@ -163,6 +179,17 @@ func (s *Store) disuse(builds []*build) (idle []*build) {
 		}
 	}
 	return idle
+}
+
+// leave ends one use of builds and closes those that nobody uses any more.
+func (s *Store) leave(builds []*build) {
+	if len(builds) == 0 {
+		return
+	}
+	s.mu.Lock()
+	idle := s.disuse(builds)
+	s.mu.Unlock()
+	s.closeBuilds(idle)
 }
 
 // closeBuilds closes builds, unless somebody has come to use them meanwhile.

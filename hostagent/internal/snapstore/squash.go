@@ -105,7 +105,7 @@ func (s *Store) squash(ctx context.Context, b *Snapshot, fetch bool) (err error)
 		header **snapfmt.Header
 		object **Object
 	}{{b.contents.memory, buildfmt.Memory, memoryName, &q.memory, &rec.Memory}, {b.contents.disk, buildfmt.Disk, diskName, &q.disk, &rec.Disk}} {
-		if len(v.view.header.Builds) <= s.conf.MaxChain {
+		if v.view == nil || len(v.view.header.Builds) <= s.conf.MaxChain {
 			continue
 		}
 		keep := largest(v.view.header, max(1, s.conf.MaxChain/4))
