@@ -15,8 +15,11 @@ import (
 	"github.com/coveyhq/covey/services/chassis/tenant"
 )
 
-// ScopesKey is the metadata in which services behind the gateway learn the caller's scopes, separated by commas.
-const ScopesKey = "covey-scopes"
+// Metadata in which services behind the gateway learn of the caller's key: its scopes, separated by commas, and its id.
+const (
+	ScopesKey = "covey-scopes"
+	KeyIDKey  = "covey-key-id"
+)
 
 const (
 	// fresh is how long an answer about a key is believed.

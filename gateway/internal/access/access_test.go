@@ -21,6 +21,7 @@ func TestEveryMethodNeedsTheScopeOfWhatItDoes(t *testing.T) {
 		"/covey.snapshot.v1.SnapshotService/ExplainSnapshot": Read, "/covey.snapshot.v1.SnapshotService/DeleteSnapshot": Write,
 		"/covey.scheduler.v1.HostsService/ListHosts": Admin, "/covey.sandbox.v1.KeyService/ListKeys": Admin,
 		"/covey.sandbox.v1.OperationsService/CanRestoreSnapshot": Admin, "nonsense": Write,
+		"/covey.sandbox.v1.TenantService/GetUsage": Read, "/covey.sandbox.v1.TenantService/SetQuota": Admin, "/covey.sandbox.v1.TenantService/ListAuditEvents": Admin,
 	} {
 		if got := ScopeOf(method); got != want {
 			t.Errorf("%s needs %s, want %s", method, got, want)

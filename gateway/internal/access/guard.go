@@ -9,7 +9,7 @@ import (
 )
 
 // Guard is a connection for calls on behalf of callers: it refuses what the caller in the context may not call, tells the service behind it the
-// caller's scopes, and forgets a key that is revoked through it.
+// key's scopes and id, and forgets a key that is revoked through it.
 func (k *Keys) Guard(conn grpc.ClientConnInterface) grpc.ClientConnInterface { return guard{k, conn} }
 
 type guard struct {
@@ -21,7 +21,7 @@ func (g guard) Invoke(ctx context.Context, method string, args, reply any, opts 
 	if err := Check(ctx, method); err != nil {
 		return err
 	}
-	err := g.conn.Invoke(withScopes(ctx), method, args, reply, opts...)
+	err := g.conn.Invoke(withKey(ctx), method, args, reply, opts...)
 	if q, ok := args.(interface{ GetKeyId() string }); ok && strings.HasSuffix(method, "/RevokeKey") {
 		g.keys.Forget(q.GetKeyId())
 	}
@@ -32,10 +32,10 @@ func (g guard) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	if err := Check(ctx, method); err != nil {
 		return nil, err
 	}
-	return g.conn.NewStream(withScopes(ctx), desc, method, opts...)
+	return g.conn.NewStream(withKey(ctx), desc, method, opts...)
 }
 
-func withScopes(ctx context.Context) context.Context {
+func withKey(ctx context.Context) context.Context {
 	c, _ := From(ctx)
 	md, _ := metadata.FromOutgoingContext(ctx)
 	md = md.Copy()
@@ -43,5 +43,6 @@ func withScopes(ctx context.Context) context.Context {
 		md = metadata.MD{}
 	}
 	md.Set(ScopesKey, strings.Join(c.Scopes, ","))
+	md.Set(KeyIDKey, c.KeyID)
 	return metadata.NewOutgoingContext(ctx, md)
 }

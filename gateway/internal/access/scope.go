@@ -18,7 +18,12 @@ var readVerbs = []string{"Get", "List", "Watch", "Explain", "Read", "Stat"}
 // ScopeOf is the scope that a method needs, like "/covey.sandbox.v1.SandboxService/GetSandbox".
 func ScopeOf(fullMethod string) string {
 	service, method, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
-	if strings.HasSuffix(service, ".HostsService") || strings.HasSuffix(service, ".KeyService") || strings.HasSuffix(service, ".OperationsService") {
+	switch service[strings.LastIndex(service, ".")+1:] {
+	case "HostsService", "KeyService", "OperationsService":
+		return Admin
+	}
+	switch method {
+	case "SetQuota", "ListAuditEvents":
 		return Admin
 	}
 	for _, v := range readVerbs {

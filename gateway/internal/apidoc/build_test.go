@@ -28,7 +28,7 @@ type written struct {
 // tags are our names of services.
 var tags = map[string]string{
 	"SandboxService": "Sandboxes", "ProcessService": "Processes", "FileService": "Files", "SnapshotService": "Snapshots",
-	"HostsService": "Hosts", "OperationsService": "Hosts", "KeyService": "Keys",
+	"HostsService": "Hosts", "OperationsService": "Hosts", "KeyService": "Keys", "TenantService": "Tenants",
 }
 
 // build makes the document of the generated pieces and what is written by hand.

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/coveyhq/covey/services/chassis"
 )
@@ -12,9 +13,12 @@ type Config struct {
 	Chassis chassis.Config `yaml:"chassis"`
 }
 
+// deadline is that of native unary calls which bring none. It is longer than that of the services behind, whose answer says more.
+const deadline = 10 * time.Minute
+
 // LoadConfig reads a configuration file.
 func LoadConfig(path string) (Config, error) {
-	c := Config{Chassis: chassis.Config{Service: "covey-gateway"}}
+	c := Config{Chassis: chassis.Config{Service: "covey-gateway", Deadline: deadline}}
 	err := chassis.LoadConfig(path, &c)
 	return c, err
 }

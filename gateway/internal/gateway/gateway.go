@@ -71,7 +71,8 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 		return nil
 	})
 	s := g.Daemon.Server()
-	forward.Register(s, g.keys.Guard(g.sandboxes), &sandboxv1.SandboxService_ServiceDesc, &sandboxv1.KeyService_ServiceDesc, &sandboxv1.OperationsService_ServiceDesc)
+	forward.Register(s, g.keys.Guard(g.sandboxes), &sandboxv1.SandboxService_ServiceDesc, &sandboxv1.KeyService_ServiceDesc,
+		&sandboxv1.OperationsService_ServiceDesc, &sandboxv1.TenantService_ServiceDesc)
 	forward.Register(s, g.keys.Guard(g.snapshots), &snapshotv1.SnapshotService_ServiceDesc)
 	forward.Register(s, g.keys.Guard(g.scheduler), &schedulerv1.HostsService_ServiceDesc)
 	return g, nil

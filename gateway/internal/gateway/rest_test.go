@@ -112,10 +112,10 @@ func TestEveryErrorHasOneShapeAndTheRightStatus(t *testing.T) {
 
 func TestAClientCannotSayWhoseItIs(t *testing.T) {
 	g := start(t)
-	g.do("GET", "/v1/sandboxes", nil, "covey-tenant", "other", "Grpc-Metadata-Covey-Tenant", "other", "Grpc-Metadata-Covey-Scopes", "admin",
+	g.do("GET", "/v1/sandboxes", nil, "covey-tenant", "other", "Grpc-Metadata-Covey-Tenant", "other", "Grpc-Metadata-Covey-Scopes", "admin", "covey-key-id", "key_forged",
 		"Authorization", "Bearer "+meshtest.ReadKey, "X-Request-Id", "mine")
 	md := g.Metadata()
-	if got := fmt.Sprint(md.Get("covey-tenant"), md.Get("covey-scopes"), md.Get("covey-request-id"), md.Get("authorization")); got != "[default] [read] [mine] []" {
+	if got := fmt.Sprint(md.Get("covey-tenant"), md.Get("covey-scopes"), md.Get("covey-key-id"), md.Get("covey-request-id"), md.Get("authorization")); got != "[default] [read] [key_READ] [mine] []" {
 		t.Errorf("the service behind saw %s", got)
 	}
 }
@@ -214,6 +214,22 @@ func TestDocumentationNeedsNeitherKeyNorNetwork(t *testing.T) {
 		} else if a := g.do("GET", m[1], nil, "Authorization", ""); a.status != http.StatusOK || len(a.body) == 0 {
 			t.Errorf("%s: %d", m[1], a.status)
 		}
+	}
+}
+
+func TestOperatorsAndTenantsAreServed(t *testing.T) {
+	g := start(t)
+	for _, c := range []struct{ method, path, body, want string }{
+		{"POST", "/v1/hosts/host-a/drain", "{}", `"step":"DRAIN_STEP_RESUMED"`}, {"GET", "/v1/usage", "", `"vcpu_seconds":7.5`},
+		{"GET", "/v1/quota", "", `"vcpus":8`}, {"PUT", "/v1/tenants/acme/quota", `{"vcpus":4}`, `"vcpus":4`}, {"GET", "/v1/audit?page_size=10", "", `"CreateSandbox"`},
+	} {
+		a := g.do(c.method, c.path, strings.NewReader(c.body))
+		if a.status != 200 || !strings.Contains(strings.ReplaceAll(string(a.body), " ", ""), c.want) {
+			t.Errorf("%s: %d %s", c.path, a.status, a.body)
+		}
+	}
+	if p := g.do("POST", "/v1/hosts/none/drain", nil).problem(t); p.Reason != "HOST_NOT_FOUND" {
+		t.Errorf("draining a host that is not there: %+v", p)
 	}
 }
 

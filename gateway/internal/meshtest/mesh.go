@@ -46,6 +46,8 @@ type Mesh struct {
 	sandboxv1.UnimplementedSandboxServiceServer
 	sandboxv1.UnimplementedKeyServiceServer
 	sandboxv1.UnimplementedLocatorServiceServer
+	sandboxv1.UnimplementedOperationsServiceServer
+	sandboxv1.UnimplementedTenantServiceServer
 	snapshotv1.UnimplementedSnapshotServiceServer
 	schedulerv1.UnimplementedHostsServiceServer
 
@@ -90,6 +92,8 @@ func Start(t testing.TB) *Mesh {
 		sandboxv1.RegisterSandboxServiceServer(s, m)
 		sandboxv1.RegisterKeyServiceServer(s, m)
 		sandboxv1.RegisterLocatorServiceServer(s, m)
+		sandboxv1.RegisterOperationsServiceServer(s, m)
+		sandboxv1.RegisterTenantServiceServer(s, m)
 		snapshotv1.RegisterSnapshotServiceServer(s, m)
 		schedulerv1.RegisterHostsServiceServer(s, m)
 		healthpb.RegisterHealthServer(s, m.health)

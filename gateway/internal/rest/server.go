@@ -79,6 +79,7 @@ func New(c Config) (*Server, error) {
 	for _, err := range []error{
 		sandboxv1.RegisterSandboxServiceHandlerClient(ctx, s.mux, s.sandboxes),
 		sandboxv1.RegisterOperationsServiceHandlerClient(ctx, s.mux, s.operations),
+		sandboxv1.RegisterTenantServiceHandlerClient(ctx, s.mux, sandboxv1.NewTenantServiceClient(sandboxes)),
 		sandboxv1.RegisterKeyServiceHandlerClient(ctx, s.mux, sandboxv1.NewKeyServiceClient(sandboxes)),
 		snapshotv1.RegisterSnapshotServiceHandlerClient(ctx, s.mux, snapshotv1.NewSnapshotServiceClient(c.Keys.Guard(c.Snapshots))),
 		schedulerv1.RegisterHostsServiceHandlerClient(ctx, s.mux, schedulerv1.NewHostsServiceClient(c.Keys.Guard(c.Scheduler))),
