@@ -51,7 +51,7 @@ func (d *Demo) python(ctx context.Context) error {
 func (d *Demo) a(ctx context.Context) (string, error) { return d.find(ctx, "role=a") }
 
 func (d *Demo) find(ctx context.Context, label string) (string, error) {
-	out, err := d.quiet(ctx, "ls", "--label", label, "-o", "json")
+	out, err := d.quiet(ctx, "ls", "--state", "running", "--label", label, "-o", "json")
 	if err != nil {
 		return "", err
 	}

@@ -62,6 +62,9 @@ func (d *Demo) steps() []step {
 		{"A terminal", d.terminal},
 		{"Two sandboxes cannot see each other", d.isolation},
 		{"The same over plain HTTP", d.rest},
+		{"A template made on one host, and a sandbox of it on another", d.template},
+		{"Paused on one host, resumed on another: memory and disk come along", d.resumed},
+		{"A host is emptied while its sandboxes go on elsewhere", d.drain},
 		{"Delete them", d.removeAll},
 	}
 }
