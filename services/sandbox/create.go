@@ -28,7 +28,7 @@ func (s *Service) Create(ctx context.Context, tenant string, r CreateRequest) (S
 		return Sandbox{}, err
 	}
 	sb.SourceSnapshotID = sb.Spec.SnapshotID
-	rows, err := s.apply(ctx, Change{Begin: req, Insert: []Sandbox{sb}})
+	rows, err := s.apply(ctx, Change{Claim: s.claim(sb), Begin: req, Insert: []Sandbox{sb}})
 	if seen := (*Seen)(nil); errors.As(err, &seen) {
 		out, err := s.answer(ctx, seen.Request, req)
 		return first(out), err

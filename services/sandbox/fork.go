@@ -43,7 +43,7 @@ func (s *Service) fork(ctx context.Context, tenant string, r ForkRequest, work W
 		if err != nil {
 			return Outcome{}, err
 		}
-		rows, err := s.apply(ctx, Change{Begin: req, Require: []Sandbox{source}, Insert: copies})
+		rows, err := s.apply(ctx, Change{Claim: s.claim(copies...), Begin: req, Require: []Sandbox{source}, Insert: copies})
 		if errors.Is(err, ErrConflict) {
 			continue
 		}

@@ -7,6 +7,9 @@ import (
 
 // Change is one atomic step of the store. Either all of it happens or nothing.
 type Change struct {
+	// Claim is what it takes of a tenant's quota; an Exhausted error where that is too much. Where the request was seen before
+	// nothing is taken.
+	Claim *Claim
 	// Begin records a request. Where it is there already, nothing happens and Apply returns a *Seen error.
 	Begin *Request
 	// Require are rows that must have their version still.
@@ -153,6 +156,8 @@ type Store interface {
 	Prune(ctx context.Context) error
 
 	KeyStore
+	TenantStore
+	AuditStore
 }
 
 // KeyStore keeps API keys by the hash of their secret.
@@ -303,4 +308,6 @@ type Snapshots interface {
 	// Lease keeps a snapshot from being deleted by users until Release.
 	Lease(ctx context.Context, snapshot, holder string) error
 	Release(ctx context.Context, snapshot, holder string) error
+	// Stored tells what there is of a tenant.
+	Stored(ctx context.Context, tenant string) (Stored, error)
 }

@@ -57,6 +57,8 @@ type Config struct {
 	// Owner names this replica in leases; the same as the store's.
 	Owner  string
 	Timing Timing
+	// Quota is what a tenant may have at once unless it has limits of its own.
+	Quota Amounts
 	// Tenant gives a context to the tenant whose work is taken up, for whoever is called; may be nil.
 	Tenant func(ctx context.Context, tenant string) context.Context
 }
@@ -71,6 +73,7 @@ type Service struct {
 	log       *slog.Logger
 	owner     string
 	timing    Timing
+	quota     Amounts
 	tenant    func(context.Context, string) context.Context
 
 	// chores wakes the one who does them; capacity 1, never closed.
@@ -89,7 +92,7 @@ func New(c Config) *Service {
 	}
 	return &Service{
 		store: c.Store, hosts: c.Hosts, scheduler: c.Scheduler, snapshots: c.Snapshots, images: c.Images,
-		log: c.Log, owner: c.Owner, timing: c.Timing.withDefaults(), tenant: c.Tenant,
+		log: c.Log, owner: c.Owner, timing: c.Timing.withDefaults(), quota: c.Quota, tenant: c.Tenant,
 		chores: make(chan struct{}, 1), jobs: map[string]*job{},
 	}
 }
@@ -104,6 +107,7 @@ func (s *Service) Run(ctx context.Context) error {
 	wg.Go(func() { s.renewLeases(renewing) })
 	var loops sync.WaitGroup
 	loops.Go(func() { s.doChores(ctx) })
+	loops.Go(func() { s.noteDurables(ctx) })
 	loops.Go(func() { newReconciler(s).run(ctx) })
 	<-ctx.Done()
 	loops.Wait()

@@ -53,6 +53,16 @@ func (s *Service) snapshot(ctx context.Context, tenant string, r SnapshotRequest
 	return s.launchSnapshot(ctx, tenant, r, workID, id).wait(ctx)
 }
 
+// countedSnapshot makes a template that counts against the quota from before its making.
+func (s *Service) countedSnapshot(ctx context.Context, tenant string, r SnapshotRequest, id string) (Snapshot, error) {
+	if err := s.claimSnapshot(ctx, tenant, id); err != nil {
+		return Snapshot{}, err
+	}
+	snap, err := s.performSnapshot(ctx, tenant, r, id)
+	s.settleSnapshot(ctx, id, err == nil)
+	return snap, err
+}
+
 // continueSnapshot does again what a worker that died had begun, with the same snapshot id.
 func (s *Service) continueSnapshot(ctx context.Context, tenant string, r SnapshotRequest) (Outcome, error) {
 	prior, err := s.store.Request(ctx, tenant, r.RequestID)
@@ -64,7 +74,7 @@ func (s *Service) continueSnapshot(ctx context.Context, tenant string, r Snapsho
 
 func (s *Service) launchSnapshot(ctx context.Context, tenant string, r SnapshotRequest, workID, id string) *job {
 	return s.launch(ctx, workID, nil, func(ctx context.Context) Outcome {
-		snap, err := s.performSnapshot(ctx, tenant, r, id)
+		snap, err := s.countedSnapshot(ctx, tenant, r, id)
 		if e := s.gone(ctx); e != nil {
 			return Outcome{Err: e}
 		}

@@ -142,7 +142,11 @@ func (s *Service) do(ctx context.Context, o operation) (Sandbox, error) {
 			}
 			continue
 		}
-		rows, err := s.apply(ctx, Change{Begin: req, Update: []Sandbox{decided}})
+		c := Change{Begin: req, Update: []Sandbox{decided}}
+		if sb.State == Paused && decided.State == Resuming && decided.Work.Op != OpDrain {
+			c.Claim = s.claim(decided)
+		}
+		rows, err := s.apply(ctx, c)
 		if errors.Is(err, ErrConflict) {
 			continue
 		}

@@ -21,6 +21,8 @@ type Config struct {
 	// BootstrapAPIKeyFile holds a key of tenant "default" with all scopes. It is made, readable by its owner alone, where
 	// it is missing. Empty means no such key.
 	BootstrapAPIKeyFile string `yaml:"bootstrap_api_key_file"`
+	// Quota is what a tenant may have at once unless SetQuota gave it limits of its own. 0, the default, means no bound.
+	Quota sandbox.Amounts `yaml:"quota"`
 	// Timing is for tests; the defaults are right.
 	Timing sandbox.Timing `yaml:"timing"`
 }
@@ -51,6 +53,9 @@ func (c *Config) Validate() error {
 	}
 	if len(c.Images) == 0 {
 		errs = append(errs, errors.New("images: must name at least one image, or be left out for the defaults"))
+	}
+	if q := c.Quota; min(q.Sandboxes, q.VCPUs, q.MemoryMB, q.Snapshots, q.SnapshotBytes) < 0 {
+		errs = append(errs, fmt.Errorf("quota: must not be negative, got %+v; 0 means no bound", q))
 	}
 	for i, img := range c.Images {
 		if !imageName.MatchString(img.Name) || img.DiskMB == 0 {

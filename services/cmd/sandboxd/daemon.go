@@ -23,6 +23,9 @@ import (
 // scopesKey is the metadata in which the gateway says what the caller's key may do, separated by commas.
 const scopesKey = "covey-scopes"
 
+// keyIDKey is the metadata in which it says which key that is.
+const keyIDKey = "covey-key-id"
+
 // defaultLease is how long a replica's silence lasts until others take its work up.
 const defaultLease = 15 * time.Second
 
@@ -69,7 +72,9 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	if m.service, err = newService(d, m.store, c, owner); err != nil {
 		return nil, err
 	}
-	rpc.Register(d.Server(), rpc.Config{Service: m.service, Keys: keys, Log: d.Log(), Tenant: tenant.From, Admin: isAdmin})
+	rpc.Register(d.Server(), rpc.Config{
+		Service: m.service, Keys: keys, Log: d.Log(), Tenant: tenant.From, Admin: isAdmin, KeyID: keyID, RequestID: tenant.RequestID, Audit: m.store,
+	})
 	return m, nil
 }
 
@@ -84,8 +89,8 @@ func newService(d *chassis.Daemon, store *postgres.Store, c Config, owner string
 	}
 	s := peers.NewScheduler(scheduler)
 	return sandbox.New(sandbox.Config{
-		Store: store, Hosts: peers.NewHosts(d.DialAddr, s), Scheduler: s, Snapshots: peers.NewSnapshots(snapshots),
-		Images: c.Images, Log: d.Log(), Owner: owner, Timing: c.Timing, Tenant: tenant.With,
+		Store: store, Hosts: peers.NewHosts(d.DialAddr, s), Scheduler: s, Snapshots: peers.NewSnapshots(snapshots, tenant.With),
+		Images: c.Images, Log: d.Log(), Owner: owner, Timing: c.Timing, Quota: c.Quota, Tenant: tenant.With,
 	}), nil
 }
 
@@ -97,6 +102,11 @@ func isAdmin(ctx context.Context) bool {
 		}
 	}
 	return false
+}
+
+// keyID is the id of the API key that the gateway found.
+func keyID(ctx context.Context) string {
+	return strings.Join(metadata.ValueFromIncomingContext(ctx, keyIDKey), "")
 }
 
 // run serves until ctx ends. Calls are drained first, with their work going on; then the work is left to others.

@@ -37,7 +37,7 @@ func (s *Store) applyOnce(ctx context.Context, c sandbox.Change) ([]sandbox.Sand
 	var rows []sandbox.Sandbox
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		t := step{s: s, q: s.q.WithTx(tx)}
-		for _, do := range []func(context.Context, sandbox.Change) error{t.begin, t.require, t.insert, t.update, t.receipts, t.finish, t.chores} {
+		for _, do := range []func(context.Context, sandbox.Change) error{t.lockQuota, t.begin, t.claim, t.require, t.insert, t.update, t.receipts, t.finish, t.chores} {
 			if err := do(ctx, c); err != nil {
 				return err
 			}
@@ -53,6 +53,8 @@ type step struct {
 	s    *Store
 	q    *queries.Queries
 	rows []sandbox.Sandbox
+	// limit is the quota of the change's claim.
+	limit sandbox.Amounts
 }
 
 func (t *step) begin(ctx context.Context, c sandbox.Change) error {

@@ -256,5 +256,6 @@ func (s *Store) Prune(ctx context.Context) error {
 		s.q.DeleteOldEvents(ctx, keepEvents.Milliseconds()),
 		s.q.DeleteOldRequests(ctx, keepRequests.Milliseconds()),
 		s.q.DeleteOldSandboxes(ctx, keepSandboxes.Milliseconds()),
+		s.q.DeleteOldSnapshotClaims(ctx), s.q.DeleteOldUsage(ctx), s.q.DeleteOldAudit(ctx),
 	))
 }

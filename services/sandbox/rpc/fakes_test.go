@@ -339,6 +339,7 @@ func (s *fakeScheduler) ListHosts(context.Context, *schedulerv1.ListHostsRequest
 // fakeRegistry keeps manifests.
 type fakeRegistry struct {
 	snapshotv1.UnimplementedRegistryServiceServer
+	snapshotv1.UnimplementedSnapshotServiceServer
 
 	mu      sync.Mutex // guards all below
 	snaps   map[string]*snapshotv1.GetManifestResponse
@@ -382,6 +383,25 @@ func (r *fakeRegistry) GetManifest(_ context.Context, q *snapshotv1.GetManifestR
 		}
 	}
 	return nil, status.Errorf(codes.NotFound, "no snapshot %q", q.GetSnapshot())
+}
+
+// ListSnapshots lists the tenant's; a snapshot with a name is a template.
+func (r *fakeRegistry) ListSnapshots(ctx context.Context, _ *snapshotv1.ListSnapshotsRequest) (*snapshotv1.ListSnapshotsResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := &snapshotv1.ListSnapshotsResponse{}
+	for id, s := range r.snaps {
+		if r.tenants[id] != incoming(ctx, "covey-tenant") {
+			continue
+		}
+		snap := proto.CloneOf(s.GetSnapshot())
+		snap.UniqueBytes = 1 << 20
+		if snap.GetName() != "" {
+			snap.Kind = snapshotv1.SnapshotKind_SNAPSHOT_KIND_TEMPLATE
+		}
+		out.Snapshots = append(out.Snapshots, snap)
+	}
+	return out, nil
 }
 
 func (r *fakeRegistry) RegisterSnapshot(_ context.Context, q *snapshotv1.RegisterSnapshotRequest) (*snapshotv1.RegisterSnapshotResponse, error) {

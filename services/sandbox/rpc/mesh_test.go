@@ -73,6 +73,7 @@ func newMesh(t testing.TB) *mesh {
 		schedulerv1.RegisterSchedulerServiceServer(s, m.scheduler)
 		schedulerv1.RegisterHostsServiceServer(s, m.scheduler)
 		snapshotv1.RegisterRegistryServiceServer(s, m.registry)
+		snapshotv1.RegisterSnapshotServiceServer(s, m.registry)
 	})
 	m.peers, err = m.dial(m.peersAddr)
 	if err != nil {
@@ -110,11 +111,12 @@ func pooled(t testing.TB) func(string) (*grpc.ClientConn, error) {
 // replica is one sandboxd.
 type replica struct {
 	sandboxv1.SandboxServiceClient
-	locate sandboxv1.LocatorServiceClient
-	keys   sandboxv1.KeyServiceClient
-	ops    sandboxv1.OperationsServiceClient
-	store  *postgres.Store
-	stop   func()
+	locate  sandboxv1.LocatorServiceClient
+	keys    sandboxv1.KeyServiceClient
+	tenants sandboxv1.TenantServiceClient
+	ops     sandboxv1.OperationsServiceClient
+	store   *postgres.Store
+	stop    func()
 }
 
 func (m *mesh) store(owner string, lease time.Duration) *postgres.Store {
@@ -154,24 +156,30 @@ func (m *mesh) client(addr string) *replica {
 	}
 	return &replica{
 		SandboxServiceClient: sandboxv1.NewSandboxServiceClient(conn), locate: sandboxv1.NewLocatorServiceClient(conn),
-		keys: sandboxv1.NewKeyServiceClient(conn), ops: sandboxv1.NewOperationsServiceClient(conn),
+		keys: sandboxv1.NewKeyServiceClient(conn), tenants: sandboxv1.NewTenantServiceClient(conn), ops: sandboxv1.NewOperationsServiceClient(conn),
 	}
 }
 
 func newService(store *postgres.Store, dial peers.Dial, mesh *grpc.ClientConn, owner string, log *slog.Logger) *sandbox.Service {
 	sched := peers.NewScheduler(mesh)
 	return sandbox.New(sandbox.Config{
-		Store: store, Hosts: peers.NewHosts(dial, sched), Scheduler: sched, Snapshots: peers.NewSnapshots(mesh),
+		Store: store, Hosts: peers.NewHosts(dial, sched), Scheduler: sched, Snapshots: peers.NewSnapshots(mesh, outgoing),
 		Images: []sandbox.Image{{Name: "base", DiskMB: 8192}, {Name: "tiny", DiskMB: 512}}, Log: log, Owner: owner, Timing: testTiming,
 	})
 }
 
 func register(s *grpc.Server, svc *sandbox.Service, store *postgres.Store, log *slog.Logger) {
 	rpc.Register(s, rpc.Config{
-		Service: svc, Keys: sandbox.NewKeys(store), Log: log,
+		Service: svc, Keys: sandbox.NewKeys(store), Log: log, Audit: store,
+		KeyID:  func(ctx context.Context) string { return incoming(ctx, "covey-key-id") },
 		Tenant: func(ctx context.Context) string { return incoming(ctx, "covey-tenant") },
 		Admin:  func(ctx context.Context) bool { return incoming(ctx, "covey-scopes") == "admin" },
 	})
+}
+
+// outgoing is a context in which a call is a tenant's.
+func outgoing(ctx context.Context, tenant string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "covey-tenant", tenant)
 }
 
 func incoming(ctx context.Context, key string) string {

@@ -21,12 +21,21 @@ type Config struct {
 	Tenant func(context.Context) string
 	// Admin tells whether the request's key has the admin scope.
 	Admin func(context.Context) bool
+	// KeyID and RequestID name the request's key and the request in the audit log; nil where they are not known.
+	KeyID, RequestID func(context.Context) string
+	// Audit is where calls that change something are written; nil means nowhere.
+	Audit AuditLog
 }
 
 // Register adds the services to a server.
 func Register(r grpc.ServiceRegistrar, c Config) {
+	inside := r
+	if c.Audit != nil {
+		r = auditing{r, c.Audit, c}
+	}
 	sandboxv1.RegisterSandboxServiceServer(r, &sandboxes{Config: c})
-	sandboxv1.RegisterLocatorServiceServer(r, &locator{Config: c})
+	sandboxv1.RegisterTenantServiceServer(r, &tenants{Config: c})
+	sandboxv1.RegisterLocatorServiceServer(inside, &locator{Config: c})
 	sandboxv1.RegisterKeyServiceServer(r, &keys{Config: c})
 	sandboxv1.RegisterOperationsServiceServer(r, &operations{Config: c})
 }

@@ -7,7 +7,21 @@ package queries
 import (
 	"encoding/json"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgtype"
 )
+
+type Audit struct {
+	ID        int64     `json:"id"`
+	Time      time.Time `json:"time"`
+	TenantID  string    `json:"tenant_id"`
+	KeyID     string    `json:"key_id"`
+	RequestID string    `json:"request_id"`
+	Method    string    `json:"method"`
+	Target    string    `json:"target"`
+	Code      string    `json:"code"`
+	Reason    string    `json:"reason"`
+}
 
 type Chore struct {
 	ID         int64     `json:"id"`
@@ -29,6 +43,15 @@ type Key struct {
 	CreateTime  time.Time  `json:"create_time"`
 	LastUseTime *time.Time `json:"last_use_time"`
 	RevokeTime  *time.Time `json:"revoke_time"`
+}
+
+type Quota struct {
+	TenantID      string      `json:"tenant_id"`
+	Sandboxes     pgtype.Int8 `json:"sandboxes"`
+	Vcpus         pgtype.Int8 `json:"vcpus"`
+	MemoryMb      pgtype.Int8 `json:"memory_mb"`
+	Snapshots     pgtype.Int8 `json:"snapshots"`
+	SnapshotBytes pgtype.Int8 `json:"snapshot_bytes"`
 }
 
 type Request struct {

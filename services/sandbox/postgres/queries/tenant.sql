@@ -1,0 +1,72 @@
+-- name: LockQuota :one
+-- Changes of one tenant that take more wait for each other here.
+INSERT INTO sandbox.quota AS q (tenant_id) VALUES (@tenant_id)
+ON CONFLICT (tenant_id) DO UPDATE SET tenant_id = q.tenant_id
+RETURNING *;
+
+-- name: GetQuota :one
+SELECT * FROM sandbox.quota WHERE tenant_id = @tenant_id;
+
+-- name: SetQuota :exec
+INSERT INTO sandbox.quota (tenant_id, sandboxes, vcpus, memory_mb, snapshots, snapshot_bytes)
+VALUES (@tenant_id, sqlc.narg('sandboxes'), sqlc.narg('vcpus'), sqlc.narg('memory_mb'), sqlc.narg('snapshots'), sqlc.narg('snapshot_bytes'))
+ON CONFLICT (tenant_id) DO UPDATE SET sandboxes = excluded.sandboxes, vcpus = excluded.vcpus, memory_mb = excluded.memory_mb,
+    snapshots = excluded.snapshots, snapshot_bytes = excluded.snapshot_bytes;
+
+-- name: SumInUse :one
+SELECT count(*) AS sandboxes,
+       coalesce(sum((spec ->> 'VCPUs')::bigint) FILTER (WHERE state <> 'PAUSED'), 0)::bigint AS vcpus,
+       coalesce(sum((spec ->> 'MemoryMB')::bigint) FILTER (WHERE state <> 'PAUSED'), 0)::bigint AS memory_mb
+FROM sandbox.sandbox WHERE tenant_id = @tenant_id AND state NOT IN ('STOPPED', 'FAILED');
+
+-- name: ListSnapshotClaims :many
+-- Those that a list of the registry from the given time may lack. A worker that died leaves its claim for a while.
+SELECT snapshot_id FROM sandbox.snapshot_claim
+WHERE tenant_id = @tenant_id AND (done_time >= @since OR done_time IS NULL AND claim_time > now() - interval '15 minutes');
+
+-- name: ClaimSnapshot :exec
+INSERT INTO sandbox.snapshot_claim (snapshot_id, tenant_id) VALUES (@snapshot_id, @tenant_id)
+ON CONFLICT (snapshot_id) DO UPDATE SET claim_time = now(), done_time = NULL;
+
+-- name: FinishSnapshotClaim :exec
+UPDATE sandbox.snapshot_claim SET done_time = clock_timestamp() WHERE snapshot_id = @snapshot_id;
+
+-- name: DropSnapshotClaim :exec
+DELETE FROM sandbox.snapshot_claim WHERE snapshot_id = @snapshot_id;
+
+-- name: DeleteOldSnapshotClaims :exec
+DELETE FROM sandbox.snapshot_claim WHERE claim_time < now() - interval '1 hour';
+
+-- name: Clock :one
+SELECT clock_timestamp()::timestamptz AS now;
+
+-- name: SumUsage :many
+-- What each sandbox used between two times; one that still runs counts until now.
+SELECT u.sandbox_id, sum(extract(epoch FROM s.ran))::float8 AS seconds,
+       sum(u.vcpus * extract(epoch FROM s.ran))::float8 AS vcpu_seconds,
+       sum(u.memory_mb * extract(epoch FROM s.ran) / 1024)::float8 AS gib_seconds
+FROM sandbox.usage u
+CROSS JOIN LATERAL (SELECT least(coalesce(u.end_time, now()), sqlc.arg('until')::timestamptz) - greatest(u.start_time, sqlc.arg('since')::timestamptz) AS ran) s
+WHERE u.tenant_id = @tenant_id AND u.start_time < sqlc.arg('until')::timestamptz AND (u.end_time IS NULL OR u.end_time > sqlc.arg('since')::timestamptz)
+  AND s.ran > interval '0'
+GROUP BY u.sandbox_id ORDER BY vcpu_seconds DESC, u.sandbox_id;
+
+-- name: DeleteOldUsage :exec
+DELETE FROM sandbox.usage WHERE end_time < now() - interval '400 days';
+
+-- name: InsertAudit :one
+INSERT INTO sandbox.audit (tenant_id, key_id, request_id, method, target) VALUES (@tenant_id, @key_id, @request_id, @method, @target)
+RETURNING id;
+
+-- name: FinishAudit :exec
+UPDATE sandbox.audit SET code = @code, reason = @reason, target = CASE WHEN @target::text = '' THEN target ELSE @target END WHERE id = @id;
+
+-- name: ListAudit :many
+SELECT * FROM sandbox.audit
+WHERE (@tenant_id::text = '' OR tenant_id = @tenant_id) AND (@target::text = '' OR target = @target) AND (@key_id::text = '' OR key_id = @key_id)
+  AND (sqlc.narg('since')::timestamptz IS NULL OR time >= sqlc.narg('since')) AND (sqlc.narg('until')::timestamptz IS NULL OR time < sqlc.narg('until'))
+  AND (sqlc.arg('before')::bigint = 0 OR id < sqlc.arg('before')::bigint)
+ORDER BY id DESC LIMIT @row_limit;
+
+-- name: DeleteOldAudit :exec
+DELETE FROM sandbox.audit WHERE time < now() - interval '400 days';
