@@ -101,7 +101,7 @@ func wantError(t *testing.T, err error, code codes.Code, parts ...string) {
 // agent dials a host agent past the gateway, as sandboxd does.
 func agent(t *testing.T, id string) hostv1.HostServiceClient {
 	t.Helper()
-	c := consul.DefaultConfig()
+	c := consul.DefaultNonPooledConfig() // A pooled one keeps its connections, and Consul bounds them.
 	c.Address = s.m.ConsulAddr
 	client, err := consul.NewClient(c)
 	if err != nil {
