@@ -11,7 +11,6 @@ import (
 // Bounds of one pass of the reconciler.
 const (
 	stuckBatch   = 100
-	durableBatch = 50
 	expiredBatch = 50
 	pruneEvery   = 10 * time.Minute
 )
@@ -54,7 +53,6 @@ func (r *reconciler) pass(ctx context.Context, wg *sync.WaitGroup) {
 		{"take up stuck work", r.takeUp},
 		{"watch hosts", func(ctx context.Context) error { return r.watchHosts(ctx, wg) }},
 		{"end expired sandboxes", r.expire},
-		{"note durable snapshots", r.noteDurable},
 		{"prune", r.prune},
 	} {
 		if err := step.do(ctx); err != nil && ctx.Err() == nil {
@@ -188,28 +186,6 @@ func (r *reconciler) expire(ctx context.Context) error {
 		}
 		r.s.evictFrom(old)
 		r.s.run(ctx, now)
-	}
-	return nil
-}
-
-// noteDurable looks whether the snapshots of paused sandboxes have reached the registry.
-func (r *reconciler) noteDurable(ctx context.Context) error {
-	rows, err := r.s.store.Undurable(ctx, durableBatch)
-	if err != nil {
-		return err
-	}
-	for _, sb := range rows {
-		m, err := r.s.snapshots.Manifest(ctx, sb.Tenant, sb.SnapshotID)
-		if errors.Is(err, NotFound) || err == nil && !m.Durable {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		sb.Durable = true
-		if _, err := r.s.apply(ctx, Change{Update: []Sandbox{sb}}); err != nil && !errors.Is(err, ErrConflict) {
-			return err
-		}
 	}
 	return nil
 }
