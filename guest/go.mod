@@ -6,6 +6,7 @@ require (
 	github.com/coveyhq/covey/proto v0.0.0
 	github.com/fsnotify/fsnotify v1.10.1
 	github.com/pierrec/lz4/v4 v4.1.33
+	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.50.0
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261019180522-ce908d29299b
 	google.golang.org/grpc v1.84.0

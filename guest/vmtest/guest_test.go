@@ -19,10 +19,10 @@ import (
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
 )
 
-// boot starts a VM of the tiny image and returns once guestd has answered.
-func boot(t *testing.T, ctx context.Context) (*machine, *client) {
+// boot starts a VM of an image and returns once guestd has answered.
+func boot(t *testing.T, ctx context.Context, image string) (*machine, *client) {
 	t.Helper()
-	m := newMachine(t, "tiny", 256)
+	m := newMachine(t, image, 256)
 	began := time.Now()
 	m.start()
 	c := m.connect(ctx)
@@ -53,7 +53,7 @@ func restored(t *testing.T, ctx context.Context, c *client, id string, now time.
 func TestTheGuestInAVirtualMachine(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 110*time.Second)
 	defer cancel()
-	m, c := boot(t, ctx)
+	m, c := boot(t, ctx, "tiny")
 	t.Run("has its identity only after AfterRestore", func(t *testing.T) { identity(t, ctx, c) })
 	t.Run("runs commands as an unprivileged user", func(t *testing.T) { commands(t, ctx, c) })
 	t.Run("gives terminals", func(t *testing.T) { terminal(t, ctx, c) })
@@ -63,6 +63,24 @@ func TestTheGuestInAVirtualMachine(t *testing.T) {
 	t.Run("says when memory ran out and survives it", func(t *testing.T) { runsOut(t, ctx, c) })
 	t.Run("starts guestd again with its identity, and reaps", func(t *testing.T) { guestdDies(t, ctx, m, c) })
 	t.Run("two restores of one snapshot differ", func(t *testing.T) { clones(t, ctx, m) })
+}
+
+func TestTheBaseImageHasWhatPeopleExpect(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 110*time.Second)
+	defer cancel()
+	_, c := boot(t, ctx, "base")
+	restored(t, ctx, c, "base", time.Now())
+	for script, want := range map[string]string{
+		`python3 -c 'import ssl, sqlite3, json, os; print(6*7, os.cpu_count())'`:           "42 1",
+		"sudo -n id -u; sudo -n hostname":                                                  "0\nhost-base",
+		"git init -q r && cd r && git status --short && curl --version | grep -c https":    "1",
+		"test -s /etc/ssl/certs/ca-certificates.crt && bash -c 'echo ${BASH_VERSION%%.*}'": "5",
+		"ps -o comm= -p 1; covey-lease -- echo leased":                                     "init\nleased",
+	} {
+		if got := c.sh(ctx, t, "", script); got != want {
+			t.Errorf("%s: %q, want %q", script, got, want)
+		}
+	}
 }
 
 func identity(t *testing.T, ctx context.Context, c *client) {

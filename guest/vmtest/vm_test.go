@@ -70,7 +70,9 @@ func network(t testing.TB) string {
 	t.Cleanup(func() { ip("netns", "del", name) })
 	ip("-n", name, "tuntap", "add", "dev", "tap0", "mode", "tap")
 	ip("-n", name, "addr", "add", "172.16.0.1/30", "dev", "tap0")
-	ip("-n", name, "link", "set", "tap0", "up")
+	ip("-n", name, "link", "set", "tap0", "address", "06:00:ac:10:00:01", "up")
+	// As on a host: a question that is sent while a VM is being restored is lost, and asked again only after a second.
+	ip("-n", name, "neigh", "add", "172.16.0.2", "lladdr", "06:00:ac:10:00:02", "dev", "tap0", "nud", "permanent")
 	return name
 }
 
@@ -255,7 +257,7 @@ func (m *machine) dial(ctx context.Context, _ string) (net.Conn, error) {
 			done <- result{nil, err}
 			return
 		}
-		d := net.Dialer{Timeout: 100 * time.Millisecond}
+		d := net.Dialer{Timeout: time.Second}
 		c, err := d.DialContext(ctx, "tcp4", "172.16.0.2:7777")
 		done <- result{c, err}
 	}()

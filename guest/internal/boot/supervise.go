@@ -12,7 +12,7 @@ import (
 
 // serverEnv keeps the runtime from interrupting guestd by signals: under emulation code that runs for the first time is so
 // slow that it would do so all the time.
-const serverEnv = "GODEBUG=asyncpreemptoff=1"
+var serverEnv = []string{"GODEBUG=asyncpreemptoff=1", "GOGC=400"}
 
 // supervise runs the server for ever and reaps every orphan; SIGTERM, from the server, ends the VM.
 func supervise() {
@@ -28,7 +28,7 @@ func supervise() {
 		time.Sleep(delay) // nothing else is left to do for this process
 		began := time.Now()
 		p, err := os.StartProcess("/proc/self/exe", []string{"guestd", "serve"}, &os.ProcAttr{
-			Dir: "/", Env: []string{serverEnv}, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+			Dir: "/", Env: serverEnv, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		})
 		if err != nil {
 			say("cannot start guestd: %v", err)

@@ -149,6 +149,13 @@ func (l *outputLog) attached() bool {
 	return l.client != 0
 }
 
+// size is what it takes of memory.
+func (l *outputLog) size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held
+}
+
 // read returns the client's next output, waiting for it; gap is where the client wanted to begin, if that was dropped.
 // done is true, with no chunk, once everything was read and no more comes.
 func (l *outputLog) read(ctx context.Context, client int) (c Chunk, gapFrom uint64, gap, done bool, err error) {

@@ -22,6 +22,7 @@ type Process struct {
 	proc     *os.Process
 	output   output
 	terminal *os.File      // ours, or nil
+	over     chan struct{} // closed once the main process has exited
 	done     chan struct{} // closed once exit is set and all output is taken
 	exit     Exit          // valid once done is closed
 
@@ -48,7 +49,7 @@ type Exit struct {
 	TimedOut bool
 	// User and System are the CPU time of it and the children it waited for; Wall is time from start to exit.
 	User, System, Wall time.Duration
-	// MaxRSS is the largest resident set of any of them, bytes.
+	// MaxRSS is the largest resident set of any of them, bytes; as Linux counts, never less than guestd's own at the start.
 	MaxRSS int64
 	// OOMKilled: the guest's kernel killed some process for lack of memory meanwhile.
 	OOMKilled bool
@@ -80,6 +81,7 @@ func (p *Process) follow(w *wiring, oom *oomCounter, oomBefore uint64) {
 	}
 	p.exit = exitOf(st, err)
 	p.exit.Wall = time.Since(p.Started)
+	close(p.over)
 	for _, r := range w.readers {
 		r.SetReadDeadline(time.Now().Add(grace))
 	}
@@ -124,8 +126,11 @@ func (p *Process) read(r *os.File, stderr bool, complete func()) {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
+		if errors.Is(err, syscall.EIO) && p.terminal != nil && p.closedTerminal() {
+			continue
+		}
 		if err != nil {
-			complete() // end of file; or of a terminal, EIO
+			complete()
 			return
 		}
 		if n == len(buf) && n < largeRead {
@@ -143,6 +148,20 @@ func (p *Process) read(r *os.File, stderr bool, complete func()) {
 		if _, err := r.Read(buf); err != nil {
 			return
 		}
+	}
+}
+
+// reopens is how often it is looked whether a terminal that nobody has open is used again.
+const reopens = 20 * time.Millisecond
+
+// closedTerminal waits while nobody has the terminal open but the main process still runs, which may be about to exit, or may
+// open it again. To close our end now would hang up on it. It tells whether to read again.
+func (p *Process) closedTerminal() bool {
+	select {
+	case <-p.over:
+		return false
+	case <-time.After(reopens):
+		return true
 	}
 }
 

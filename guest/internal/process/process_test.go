@@ -446,6 +446,12 @@ func TestTheListHasTheRunningFirstAndForgetsOldOnes(t *testing.T) {
 	if n := table.KeepAlive(); n != 0 {
 		t.Errorf("%d hold the timer after the end", n)
 	}
+	for range 12 {
+		wait(t, start(t, table, sh("head -c 1000000 /dev/zero")))
+	}
+	if n := len(table.List()); n > 9 {
+		t.Errorf("%d processes with a mebibyte of output each are kept", n)
+	}
 	if _, err := table.Get("proc_none"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("%v", err)
 	}

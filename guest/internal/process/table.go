@@ -20,10 +20,11 @@ import (
 // ErrNotFound: no process has this id; ended ones are forgotten after a while.
 var ErrNotFound = errors.New("no such process")
 
-// How long and how many ended processes are kept for attach and list.
+// How long and how many ended processes are kept for attach and list, and how much their output may take in all, bytes.
 const (
-	keepEnded    = 10 * time.Minute
-	keepEndedMax = 64
+	keepEnded      = 10 * time.Minute
+	keepEndedMax   = 64
+	keepEndedBytes = 8 << 20
 )
 
 // Table holds the processes of the guest.
@@ -134,7 +135,7 @@ func (t *Table) start(s Spec, out output, interactive bool, stdin []byte) (*Proc
 		return nil, err
 	}
 	p := &Process{ID: newID(), Spec: s, User: u.Name, Started: time.Now(), output: out, terminal: w.terminal, input: w.input,
-		detached: s.Detached, done: make(chan struct{})}
+		detached: s.Detached, over: make(chan struct{}), done: make(chan struct{})}
 	oomBefore := t.oom.read()
 	p.proc, err = os.StartProcess(file, append([]string{s.Cmd}, s.Args...), &os.ProcAttr{Dir: dir, Env: env, Files: w.theirs, Sys: attributes(u, s.Terminal != nil)})
 	w.closeTheirs(t.null)
@@ -200,8 +201,14 @@ func (t *Table) forget() {
 		}
 	}
 	slices.SortFunc(ended, func(a, b *Process) int { return b.Started.Compare(a.Started) })
-	for _, p := range ended[min(len(ended), keepEndedMax):] {
-		delete(t.all, p.ID)
+	held := 0
+	for i, p := range ended {
+		if l, ok := p.output.(*outputLog); ok {
+			held += l.size()
+		}
+		if i >= keepEndedMax || held > keepEndedBytes {
+			delete(t.all, p.ID)
+		}
 	}
 }
 

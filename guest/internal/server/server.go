@@ -5,9 +5,11 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/signal"
@@ -104,6 +106,8 @@ func options() []grpc.ServerOption {
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer),
 		// A worker's stack has grown already; a goroutine for each call would have to grow its own.
 		grpc.NumStreamWorkers(1),
+		// Guest and host live and die together: neither looks whether the other is there.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: math.MaxInt64}),
 		// The host may ask whether the guest lives as often as it likes.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 1, PermitWithoutStream: true}),
 	}
@@ -143,7 +147,7 @@ func Main(addr string) error {
 		return err
 	}
 	defer s.Close()
-	l, err := net.Listen("tcp4", addr)
+	l, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp4", addr)
 	if err != nil {
 		return err
 	}
