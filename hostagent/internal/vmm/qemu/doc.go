@@ -36,7 +36,7 @@
 //
 // # The processor
 //
-// Under TCG the model is "max", all that this version of QEMU can emulate, which is the same on every host. Under KVM it is the
+// Under TCG the model is Nehalem, which is emulated the same on every host, and quicker than newer ones. Under KVM it is the
 // host's own, and a state loads only where the processor is the same, unless the configuration names a model.
 //
 // Under TCG a guest's time stamp counter runs as fast as the host's, and is the only clock that its kernel has. Where a state is loaded on
