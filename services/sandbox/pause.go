@@ -41,7 +41,7 @@ func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
 	var c Change
 	if err == nil {
 		now.pausedTo(sb.Work.SnapshotID)
-		c.Chores = liveLeftovers(sb)
+		c.Chores, c.Receipts = liveLeftovers(sb), s.lastReceipt(ctx, sb)
 		err = now.become(Paused)
 	} else if reason := s.vanished(ctx, sb); reason != "" {
 		c.Chores = append(leftovers(sb), Chore{Kind: DropSnapshot, SandboxID: sb.ID, SnapshotID: sb.Work.SnapshotID, HostID: sb.HostID})
@@ -57,6 +57,22 @@ func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
 	}
 	return s.conclude(ctx, []Sandbox{now}, err, c, Outcome{})
 }
+
+// lastReceipt is the record of the life that has just ended on its host, with what it has counted until then; empty where the host
+// does not have it any more.
+func (s *Service) lastReceipt(ctx context.Context, sb Sandbox) map[string][]byte {
+	ctx, cancel := context.WithTimeout(ctx, receiptTime)
+	defer cancel()
+	b, err := s.hosts.Receipt(ctx, sb.HostID, sb.ID)
+	if err != nil {
+		s.log.Info("the receipt stays as it was at the start", "sandbox_id", sb.ID, "host_id", sb.HostID, "error", err)
+		return nil
+	}
+	return receipts(sb.ID, Started{Receipt: b})
+}
+
+// receiptTime bounds what a pause waits for its receipt.
+const receiptTime = 2 * time.Second
 
 // pausedTo makes the snapshot the sandbox's saved state, which names no other snapshot.
 func (s *Sandbox) pausedTo(snapshot string) {

@@ -224,7 +224,7 @@ func (s *Service) foundPaused(ctx context.Context, sb Sandbox, snapshot, reason 
 	now.pausedTo(snapshot)
 	now.Work.Op = OpPause // Not of a drain, whatever was done with it before.
 	now.Reason = reason
-	_, err := s.apply(ctx, Change{Update: []Sandbox{now}, Chores: liveLeftovers(sb)})
+	_, err := s.apply(ctx, Change{Update: []Sandbox{now}, Chores: liveLeftovers(sb), Receipts: s.lastReceipt(ctx, sb)})
 	if err != nil && !errors.Is(err, ErrConflict) && ctx.Err() == nil {
 		s.log.Warn("pause by host not written; will be found again", "sandbox_id", sb.ID, "error", err)
 	}

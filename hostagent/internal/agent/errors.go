@@ -21,6 +21,7 @@ const (
 	ReasonSnapshotDamaged   = "SNAPSHOT_DAMAGED"
 	ReasonRestoreImpossible = "RESTORE_IMPOSSIBLE"
 	ReasonDestroyed         = "SANDBOX_DESTROYED"
+	ReasonPaused            = "SANDBOX_PAUSED"
 	ReasonVMDied            = "VM_DIED"
 	ReasonClosing           = "HOST_CLOSING"
 )

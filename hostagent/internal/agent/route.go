@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/coveyhq/covey/hostagent/internal/machine"
 	"github.com/coveyhq/covey/services/chassis/apierr"
@@ -28,7 +29,7 @@ type Conn interface {
 // NewRelay passes the data plane through to the guests of the host that find returns. Each frame counts as activity.
 func NewRelay(find func() *machine.Host) *relay.Relay {
 	r := router{find: find}
-	return relay.New(dataPlane, r.resolve, relay.Hooks{OnFrame: r.touch})
+	return relay.New(dataPlane, r.resolve, relay.Hooks{OnFrame: r.touch, Explain: r.explain})
 }
 
 // router finds guests. The host is asked for late, because the daemon's server is made before it.
@@ -40,6 +41,30 @@ func (r router) touch(id, _ string) {
 	if m, err := r.find().Find(id); err == nil {
 		m.Touch()
 	}
+}
+
+// explain says what became of the sandbox where the connection to its guest has ended: it is ended with the VM, and knows no reason.
+func (r router) explain(id, _ string, err error) error {
+	if c := status.Code(err); c != codes.Canceled && c != codes.Unavailable {
+		return err
+	}
+	m, e := r.find().Find(id)
+	if e != nil {
+		return apierr.E(codes.Aborted, ReasonDestroyed, "sandbox "+id+" was destroyed; what was open to it has ended", "sandbox_id", id)
+	}
+	st := m.Status()
+	switch st.State {
+	case machine.Pausing, machine.Paused:
+		return apierr.E(codes.Aborted, ReasonPaused, "sandbox "+id+" was paused; what was open to it has ended, its processes go on when it is resumed",
+			"sandbox_id", id, "reason", st.Reason)
+	case machine.Stopping, machine.Stopped, machine.Failed:
+		text := "sandbox " + id + " has ended, and what was open to it"
+		if st.Reason != "" {
+			text += ": " + st.Reason
+		}
+		return apierr.E(codes.Aborted, ReasonDestroyed, text, "sandbox_id", id, "reason", st.Reason)
+	}
+	return err
 }
 
 func (r router) resolve(_ context.Context, method, id string, _ bool) (*grpc.ClientConn, func(), error) {

@@ -100,6 +100,9 @@ func (m *Machine) free(ctx context.Context, keepConsole bool) {
 	m.mu.Lock()
 	hold := m.hold
 	m.hold = nil
+	if hold != nil && hold.mem != nil {
+		m.receipt.PageSources = hold.mem.Sources() // the last there will be
+	}
 	m.mu.Unlock()
 	if hold != nil {
 		if keepConsole {

@@ -29,6 +29,8 @@ type Hooks struct {
 	OnFrame func(sandboxID, fullMethod string)
 	// OnEnd is called once for every OnStart.
 	OnEnd func(sandboxID, fullMethod string)
+	// Explain may answer a call better than with the error that ended its connection's stream, where the caller has not ended it himself.
+	Explain func(sandboxID, fullMethod string, err error) error
 }
 
 func (h Hooks) fire(f func(string, string), id, method string) {
@@ -106,6 +108,9 @@ func (c *call) run(first frame) error {
 	var u unreachable
 	if errors.As(err, &u) {
 		return u.error
+	}
+	if err != nil && c.hooks.Explain != nil && c.ctx.Err() == nil {
+		return c.hooks.Explain(c.id, c.method, err)
 	}
 	return err
 }

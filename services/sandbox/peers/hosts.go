@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -39,12 +42,23 @@ func call[R any](ctx context.Context, h *Hosts, hostID string, do func(hostv1.Ho
 	if err != nil {
 		return none, err
 	}
+	r, err := callAt(h, addr, do)
+	if status.Code(err) != codes.Unavailable || ctx.Err() != nil {
+		return r, translate(ctx, err)
+	}
+	// A host agent that was started again may be elsewhere. Its calls may be repeated.
+	if now := h.scheduler.moved(ctx, hostID, addr); now != "" {
+		r, err = callAt(h, now, do)
+	}
+	return r, translate(ctx, err)
+}
+
+func callAt[R any](h *Hosts, addr string, do func(hostv1.HostServiceClient) (R, error)) (none R, err error) {
 	c, err := h.dial(addr)
 	if err != nil {
-		return none, translate(ctx, err)
+		return none, err
 	}
-	r, err := do(hostv1.NewHostServiceClient(c))
-	return r, translate(ctx, err)
+	return do(hostv1.NewHostServiceClient(c))
 }
 
 // List implements sandbox.Hosts.
@@ -52,7 +66,7 @@ func (h *Hosts) List(ctx context.Context) ([]sandbox.Host, error) { return h.sch
 
 // Address implements sandbox.Hosts.
 func (h *Hosts) Address(ctx context.Context, hostID string) (string, error) {
-	return h.scheduler.address(ctx, hostID)
+	return h.scheduler.freshAddress(ctx, hostID)
 }
 
 // Start implements sandbox.Hosts.
@@ -135,7 +149,31 @@ func (h *Hosts) Fork(ctx context.Context, hostID, sandboxID, snapshotID string, 
 	r, err := call(ctx, h, hostID, func(c hostv1.HostServiceClient) (*hostv1.ForkSandboxResponse, error) {
 		return c.ForkSandbox(ctx, &hostv1.ForkSandboxRequest{SandboxId: sandboxID, SnapshotId: snapshotID, CopyIds: copies})
 	})
-	return sandbox.Forked{StoppedUsec: r.GetStats().GetStoppedUsec()}, err
+	if err != nil {
+		return sandbox.Forked{}, err
+	}
+	return sandbox.Forked{StoppedUsec: r.GetStats().GetStoppedUsec(), Receipts: h.receipts(ctx, hostID, copies)}, nil
+}
+
+// receipts reads those of copies that run; one that cannot be read is missing.
+func (h *Hosts) receipts(ctx context.Context, hostID string, ids []string) map[string][]byte {
+	all := make([][]byte, len(ids))
+	var wg sync.WaitGroup
+	for i, id := range ids {
+		wg.Go(func() {
+			if b, err := h.Receipt(ctx, hostID, id); err == nil {
+				all[i] = b
+			}
+		})
+	}
+	wg.Wait()
+	found := map[string][]byte{}
+	for i, b := range all {
+		if b != nil {
+			found[ids[i]] = b
+		}
+	}
+	return found
 }
 
 // Ping implements sandbox.Hosts.

@@ -18,8 +18,9 @@ type Scheduler struct {
 	place schedulerv1.SchedulerServiceClient
 	hosts schedulerv1.HostsServiceClient
 
-	mu        sync.Mutex // guards addresses
+	mu        sync.Mutex // guards addresses and listed
 	addresses map[string]string
+	listed    time.Time // when the scheduler was last asked for all
 }
 
 var _ sandbox.Scheduler = (*Scheduler)(nil)
@@ -97,7 +98,38 @@ func (s *Scheduler) list(ctx context.Context) ([]sandbox.Host, error) {
 	defer s.mu.Unlock()
 	// Added and not replaced: a scheduler that has just started does not know all hosts yet.
 	maps.Copy(s.addresses, known)
+	s.listed = time.Now()
 	return hosts, nil
+}
+
+// addressAge is how long an address is given to others without asking.
+const addressAge = time.Second
+
+// freshAddress is address for those who would keep a stale one for longer than this service does.
+func (s *Scheduler) freshAddress(ctx context.Context, hostID string) (string, error) {
+	s.mu.Lock()
+	old := time.Since(s.listed) > addressAge
+	s.mu.Unlock()
+	if old {
+		// Where the scheduler does not answer, what is known is the best there is.
+		if _, err := s.list(ctx); err != nil && ctx.Err() != nil {
+			return "", err
+		}
+	}
+	return s.address(ctx, hostID)
+}
+
+// moved asks where a host is that was not to be reached at an address; "" if still there, or not known.
+func (s *Scheduler) moved(ctx context.Context, hostID, from string) string {
+	if _, err := s.list(ctx); err != nil {
+		return ""
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.addresses[hostID]; now != from {
+		return now
+	}
+	return ""
 }
 
 // address looks a host up, first in what is known.

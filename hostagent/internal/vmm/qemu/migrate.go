@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 )
@@ -66,6 +67,9 @@ func (v *VM) stream(ctx context.Context) ([]byte, error) {
 	if err := v.migrate(ctx, "migrate", f); err != nil {
 		return nil, err
 	}
+	if err := v.settle(ctx); err != nil {
+		return nil, err
+	}
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, maxStream+1))
 	if err != nil {
 		return nil, err
@@ -75,6 +79,25 @@ func (v *VM) stream(ctx context.Context) ([]byte, error) {
 	}
 	v.saved = b
 	return b, nil
+}
+
+// settle waits until QEMU has left its migration behind: it tells that the migration is complete a moment before it would go on.
+func (v *VM) settle(ctx context.Context) error {
+	ctx, cancel := v.bounded(ctx)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		status, err := v.stopped(ctx)
+		if err != nil || status != "finish-migrate" {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return slow(ctx, fmt.Errorf("QEMU does not end its migration: %w", context.Cause(ctx)))
+		}
+	}
 }
 
 // migrate has QEMU write its state to a file or read it from one, and returns when it has.
