@@ -38,8 +38,7 @@ func (s *Service) CanRestore(ctx context.Context, tenant, snapshot string) (Rest
 	}
 	for i, v := range list {
 		if v.Fits && !m.Durable && !slices.Contains(m.HostIDs, v.HostID) {
-			list[i].Fits = false
-			list[i].Reasons = append([]string{"the snapshot is not yet in the registry, and this host does not have it"}, v.Reasons...)
+			list[i].Reasons = append([]string{"the snapshot is not yet in the registry: until it is, its data comes from the host that made it"}, v.Reasons...)
 		}
 	}
 	slices.SortFunc(list, func(a, b Verdict) int { return strings.Compare(a.HostID, b.HostID) })

@@ -283,7 +283,7 @@ func TestWhereASnapshotCanBeRestoredGoesByItsManifest(t *testing.T) {
 		t.Errorf("durable: %v", resp)
 	}
 	resp = can(snapshotv1.SnapshotState_SNAPSHOT_STATE_LOCAL, "tcg")
-	if v := resp.GetVerdicts(); !v[0].GetCan() || v[1].GetCan() || !strings.Contains(v[1].GetReasons()[0], "not yet in the registry") {
+	if v := resp.GetVerdicts(); !v[0].GetCan() || !v[1].GetCan() || len(v[0].GetReasons()) != 0 || !strings.Contains(v[1].GetReasons()[0], "not yet in the registry") {
 		t.Errorf("on host-a alone: %v", resp)
 	}
 	resp = can(snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE, "kvm")
