@@ -38,7 +38,7 @@ func (d *Driver) arguments(cfg *vmm.Config, fds descriptors, restore bool) []str
 	}
 	a = append(a, disk(cfg, fds)...)
 	if cfg.TapName != "" {
-		a = append(a, "-netdev", fmt.Sprintf("tap,id=net,fd=%d", fds.tap), "-device", "virtio-net-device,netdev=net,mac="+escape(cfg.MAC))
+		a = append(a, "-netdev", fmt.Sprintf("tap,id=net,fd=%d", fds.tap), "-device", "virtio-net-device,netdev=net,guest_announce=off,mac="+escape(cfg.MAC))
 	}
 	if restore {
 		return append(a, "-incoming", "defer")

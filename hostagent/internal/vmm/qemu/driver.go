@@ -124,7 +124,7 @@ func version(binary string) (string, error) {
 }
 
 // layout is raised whenever the command line changes in a way that keeps older states from loading.
-const layout = 1
+const layout = 2
 
 // machineName names what a state file depends on. The model microvm has no versions of its own, so QEMU's stands for them; bug fixes
 // (the third number) keep the state's format.
