@@ -148,7 +148,7 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(a.runCmd(), a.createCmd(), a.listCmd(), a.getCmd(), a.removeCmd(), a.execCmd(), a.shellCmd(), a.copyCmd(),
 		a.logsCmd(), a.processesCmd(), a.pauseCmd(), a.resumeCmd(), a.forkCmd(), a.pingCmd(), a.receiptCmd(), a.watchCmd(), a.snapshotCmd(),
-		a.hostsCmd(), a.placeCmd(), a.keysCmd(), a.attachCmd(), a.killCmd())
+		a.hostsCmd(), a.placeCmd(), a.keysCmd(), a.attachCmd(), a.killCmd(), a.usageCmd(), a.auditCmd(), a.quotaCmd(), a.traceCmd())
 	return root
 }
 
@@ -157,7 +157,7 @@ func (a *app) connect(cmd *cobra.Command) error {
 	if a.output != "table" && a.output != "json" {
 		return usageError{fmt.Errorf("--output: must be table or json, got %q", a.output)}
 	}
-	if cmd.Name() == "help" || cmd.Name() == "completion" || cmd.Parent() != nil && cmd.Parent().Name() == "completion" {
+	if cmd.Name() == "trace" || cmd.Name() == "help" || cmd.Name() == "completion" || cmd.Parent() != nil && cmd.Parent().Name() == "completion" {
 		return nil
 	}
 	key, err := findKey(a.key)

@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+)
+
+// usageCmd shows what the tenant has used, has, and may have.
+func (a *app) usageCmd() *cobra.Command {
+	q := &sandboxv1.GetUsageRequest{}
+	var since time.Duration
+	var from, to string
+	cmd := &cobra.Command{
+		Use: "usage", Short: "Show what sandboxes have used, and the quota", Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("since") {
+				q.StartTime = timestamppb.New(time.Now().Add(-since))
+			}
+			for _, f := range []struct {
+				name, text string
+				to         **timestamppb.Timestamp
+			}{{"from", from, &q.StartTime}, {"to", to, &q.EndTime}} {
+				if f.text == "" {
+					continue
+				}
+				at, err := time.Parse(time.RFC3339, f.text)
+				if err != nil {
+					return usageError{fmt.Errorf("--%s: must be a time like 2026-01-02T15:04:05Z, got %q", f.name, f.text)}
+				}
+				*f.to = timestamppb.New(at)
+			}
+			tenants := sandboxv1.NewTenantServiceClient(a.c.conn)
+			u, err := tenants.GetUsage(cmd.Context(), q)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.show(u, nil)
+			}
+			quota, err := tenants.GetQuota(cmd.Context(), &sandboxv1.GetQuotaRequest{TenantId: q.GetTenantId()})
+			if err != nil {
+				return err
+			}
+			a.usageTable(u, quota)
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&since, "since", 0, "only the last so long, like 24h (default 30 days)")
+	cmd.Flags().StringVar(&from, "from", "", "from this time on, like 2026-01-02T15:04:05Z")
+	cmd.Flags().StringVar(&to, "to", "", "before this time (default now)")
+	cmd.Flags().StringVar(&q.TenantId, "tenant", "", "of another tenant; needs a key of scope admin")
+	return cmd
+}
+
+func (a *app) usageTable(u *sandboxv1.GetUsageResponse, quota *sandboxv1.GetQuotaResponse) {
+	fmt.Fprintf(a.out, "tenant %s, %s to %s: %.1f vCPU seconds, %.1f GiB seconds, %d sandboxes\n\n", u.GetTenantId(),
+		u.GetStartTime().AsTime().Format(time.RFC3339), u.GetEndTime().AsTime().Format(time.RFC3339), u.GetVcpuSeconds(), u.GetGibSeconds(), u.GetSandboxCount())
+	var rows [][]string
+	for _, s := range u.GetSandboxes() {
+		rows = append(rows, []string{s.GetSandboxId(), fmt.Sprintf("%.1f s", s.GetRunningSeconds()), fmt.Sprintf("%.1f", s.GetVcpuSeconds()), fmt.Sprintf("%.1f", s.GetGibSeconds())})
+	}
+	a.table("SANDBOX RAN VCPU-SECONDS GIB-SECONDS", rows)
+	fmt.Fprintln(a.out)
+	limit, use := quota.GetLimits(), quota.GetInUse()
+	bound := func(n uint64) string {
+		if n == 0 {
+			return "none"
+		}
+		return fmt.Sprint(n)
+	}
+	a.table("QUOTA IN-USE LIMIT", [][]string{
+		{"sandboxes", fmt.Sprint(use.GetSandboxes()), bound(uint64(limit.GetSandboxes()))},
+		{"vcpus", fmt.Sprint(use.GetVcpus()), bound(uint64(limit.GetVcpus()))},
+		{"memory_mb", fmt.Sprint(use.GetMemoryMb()), bound(limit.GetMemoryMb())},
+		{"snapshots", fmt.Sprint(use.GetSnapshots()), bound(uint64(limit.GetSnapshots()))},
+		{"snapshot_bytes", fmt.Sprint(use.GetSnapshotBytes()), bound(limit.GetSnapshotBytes())},
+	})
+}
+
+// auditCmd shows who did what.
+func (a *app) auditCmd() *cobra.Command {
+	q := &sandboxv1.ListAuditEventsRequest{}
+	cmd := &cobra.Command{
+		Use: "audit", Short: "Show who changed what, newest first", Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			res, err := sandboxv1.NewTenantServiceClient(a.c.conn).ListAuditEvents(cmd.Context(), q)
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() {
+				var rows [][]string
+				for _, e := range res.GetEvents() {
+					end := e.GetCode()
+					if e.GetReason() != "" {
+						end += " " + e.GetReason()
+					}
+					rows = append(rows, []string{e.GetTime().AsTime().Format(time.RFC3339), e.GetTenantId(), dash(e.GetKeyId()), e.GetMethod(), dash(e.GetTarget()), dash(end), dash(e.GetRequestId())})
+				}
+				a.table("TIME TENANT KEY METHOD TARGET RESULT REQUEST", rows)
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&q.TenantId, "tenant", "", `of another tenant; "-" for all`)
+	flags.StringVar(&q.Target, "target", "", "only what was done to this sandbox, snapshot or key")
+	flags.StringVar(&q.KeyId, "key", "", "only with this API key")
+	flags.Uint32Var(&q.PageSize, "limit", 100, "most lines, 1 to 1000")
+	return cmd
+}
+
+// quotaCmd sets quotas.
+func (a *app) quotaCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "quota", Short: "Set what tenants may have at once"}
+	var sandboxes, vcpus, snapshots uint32
+	var memory, bytes uint64
+	set := &cobra.Command{
+		Use: "set TENANT", Short: "Set a tenant's limits, all of them: what is not given becomes the mesh's default, 0 means no bound", Args: args("TENANT"),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			l := &sandboxv1.Quota{}
+			for name, set := range map[string]func(){
+				"sandboxes": func() { l.Sandboxes = &sandboxes }, "vcpus": func() { l.Vcpus = &vcpus }, "memory": func() { l.MemoryMb = &memory },
+				"snapshots": func() { l.Snapshots = &snapshots }, "snapshot-bytes": func() { l.SnapshotBytes = &bytes },
+			} {
+				if cmd.Flags().Changed(name) {
+					set()
+				}
+			}
+			res, err := sandboxv1.NewTenantServiceClient(a.c.conn).SetQuota(cmd.Context(), &sandboxv1.SetQuotaRequest{TenantId: argv[0], Limits: l})
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() { fmt.Fprintf(a.out, "the limits of %s are set; `covey usage --tenant %s` shows them\n", argv[0], argv[0]) })
+		},
+	}
+	flags := set.Flags()
+	flags.Uint32Var(&sandboxes, "sandboxes", 0, "sandboxes, paused ones included")
+	flags.Uint32Var(&vcpus, "vcpus", 0, "virtual CPUs of running sandboxes")
+	flags.Uint64Var(&memory, "memory", 0, "memory of running sandboxes, MiB")
+	flags.Uint32Var(&snapshots, "snapshots", 0, "templates")
+	flags.Uint64Var(&bytes, "snapshot-bytes", 0, "bytes stored")
+	cmd.AddCommand(set)
+	return cmd
+}
