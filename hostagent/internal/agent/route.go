@@ -18,7 +18,8 @@ const execMethod = "/covey.guest.v1.ProcessService/Exec"
 
 // dataPlane tells the methods that are passed through to guestd.
 func dataPlane(method string) bool {
-	return strings.HasPrefix(method, "/covey.guest.v1.ProcessService/") || strings.HasPrefix(method, "/covey.guest.v1.FileService/")
+	return strings.HasPrefix(method, "/covey.guest.v1.ProcessService/") || strings.HasPrefix(method, "/covey.guest.v1.FileService/") ||
+		strings.HasPrefix(method, "/covey.guest.v1.PortService/")
 }
 
 // Conn is a guest that can be called; the Guests of this package make such.
