@@ -154,7 +154,7 @@ func TestOneTraceGoesFromTheRequestThroughAllDaemonsToTheGuest(t *testing.T) {
 	eventually(t, 5*time.Second, "covey trace shows all four", func() bool {
 		cmd := exec.CommandContext(ctx, filepath.Join(os.Getenv("COVEY_BIN"), "covey"), "trace", sb.ID, "--dir", s.m.Dir, "-n", "10")
 		shown, _ = cmd.CombinedOutput()
-		return bytes.Contains(shown, []byte(creation)) && bytes.Contains(shown, []byte(pause)) && bytes.Contains(shown, []byte(wake))
+		return bytes.Contains(shown, []byte(creation)) && bytes.Contains(shown, []byte(run)) && bytes.Contains(shown, []byte(pause)) && bytes.Contains(shown, []byte(wake))
 	})
 	for _, part := range []string{"hostagent.slot", "GuestService/AfterRestore", "█", "scheduler"} {
 		if !bytes.Contains(shown, []byte(part)) {

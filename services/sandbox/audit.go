@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -35,6 +36,9 @@ type AuditStore interface {
 	Audit(ctx context.Context, f AuditFilter, limit int) ([]AuditEvent, error)
 }
 
+// maxFilter bounds a filter, bytes.
+const maxFilter = 128
+
 // AuditLog reads a page of the log, newest first, and the token of the next page.
 func (s *Service) AuditLog(ctx context.Context, f AuditFilter, pageSize uint32, pageToken string) ([]AuditEvent, string, error) {
 	if pageSize == 0 {
@@ -42,6 +46,11 @@ func (s *Service) AuditLog(ctx context.Context, f AuditFilter, pageSize uint32, 
 	}
 	if pageSize > maxPageSize {
 		return nil, "", field("page_size", "must be 1 to %d, got %d", maxPageSize, pageSize)
+	}
+	for name, v := range map[string]string{"target": f.Target, "key_id": f.KeyID} {
+		if len(v) > maxFilter || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' }) {
+			return nil, "", field(name, "must be at most %d printable characters, got %q", maxFilter, clip(v))
+		}
 	}
 	if f.Tenant != "" {
 		if err := checkTenant(f.Tenant); err != nil {

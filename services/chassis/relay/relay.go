@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -72,6 +74,7 @@ func (r *Relay) Handle(_ any, ss grpc.ServerStream) error {
 		first.free()
 		return apierr.Field("sandbox_id", err.Error())
 	}
+	trace.SpanFromContext(ss.Context()).SetAttributes(attribute.String("sandbox_id", id)) // So that the sandbox's traces are found.
 	r.hooks.fire(r.hooks.OnStart, id, method)
 	defer r.hooks.fire(r.hooks.OnEnd, id, method)
 	r.hooks.fire(r.hooks.OnFrame, id, method)

@@ -78,7 +78,7 @@ func (a auditing) wrap(method string, h handler) handler {
 }
 
 func (a auditing) audit(ctx context.Context, method string, req any, next grpc.UnaryHandler) (any, error) {
-	e := sandbox.AuditEvent{Tenant: a.Tenant(ctx), Method: method, Target: target(req)}
+	e := sandbox.AuditEvent{Tenant: a.Tenant(ctx), Method: method, Target: legible(target(req))}
 	if a.KeyID != nil {
 		e.KeyID = a.KeyID(ctx)
 	}
@@ -92,7 +92,7 @@ func (a auditing) audit(ctx context.Context, method string, req any, next grpc.U
 	resp, err := next(ctx, req)
 	ended, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
 	defer cancel()
-	if e := a.log.EndAudit(ended, id, target(resp), codeName(err), apierr.Reason(err)); e != nil {
+	if e := a.log.EndAudit(ended, id, legible(target(resp)), codeName(err), apierr.Reason(err)); e != nil {
 		a.Log.WarnContext(ctx, "end of a call is missing in the audit log", "audit_id", id, "method", method, "error", e)
 	}
 	return resp, err
@@ -121,6 +121,20 @@ type namedStream struct {
 func (s *namedStream) RecvMsg(m any) error {
 	s.first = m
 	return s.ServerStream.RecvMsg(m)
+}
+
+// maxTarget bounds what the log takes of an id that may be nonsense, characters.
+const maxTarget = 128
+
+// legible keeps out what no id has and no database takes.
+func legible(s string) string {
+	n := 0
+	return strings.Map(func(r rune) rune {
+		if n++; n > maxTarget || r < ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 // target is what a message is about.

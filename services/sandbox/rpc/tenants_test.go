@@ -262,6 +262,11 @@ func TestTheAuditLogTellsWhoDidWhatAndHowItEnded(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("the log is\n%q\nwant\n%q", got, want)
 	}
+	// What no database takes is refused or left out, and no failure of ours.
+	_, err = r.tenants.ListAuditEvents(asAdmin(t), &sandboxv1.ListAuditEventsRequest{Target: "a\x00"})
+	wantError(t, err, codes.InvalidArgument, "INVALID_FIELD", "printable")
+	_, err = r.DeleteSandbox(ctx, &sandboxv1.DeleteSandboxRequest{SandboxId: "sb_\x00"})
+	wantError(t, err, codes.InvalidArgument, "INVALID_FIELD", "sandbox_id")
 	one, err := r.tenants.ListAuditEvents(asAdmin(t), &sandboxv1.ListAuditEventsRequest{Target: id, KeyId: "key_1", TenantId: "-"})
 	if err != nil || len(one.GetEvents()) != 3 {
 		t.Errorf("of one sandbox: %v, %v", one, err)
