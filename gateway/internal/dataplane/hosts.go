@@ -27,7 +27,8 @@ func Allowed(fullMethod string) bool {
 	case methodReadConsole, methodMetrics:
 		return true
 	}
-	return strings.HasPrefix(fullMethod, "/covey.guest.v1.ProcessService/") || strings.HasPrefix(fullMethod, "/covey.guest.v1.FileService/")
+	return strings.HasPrefix(fullMethod, "/covey.guest.v1.ProcessService/") || strings.HasPrefix(fullMethod, "/covey.guest.v1.FileService/") ||
+		strings.HasPrefix(fullMethod, "/covey.guest.v1.PortService/")
 }
 
 const (

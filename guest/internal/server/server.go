@@ -86,6 +86,7 @@ func New(c Config) (s *Server, err error) {
 	guestv1.RegisterGuestServiceServer(s.grpc, g)
 	guestv1.RegisterProcessServiceServer(s.grpc, &processService{table: s.table, clients: s.clients})
 	guestv1.RegisterFileServiceServer(s.grpc, &fileService{accounts: c.Accounts})
+	guestv1.RegisterPortServiceServer(s.grpc, portService{})
 	return s, nil
 }
 
