@@ -86,13 +86,16 @@ func withKey(ctx context.Context, key string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+key)
 }
 
-// findKey returns the key given, else $COVEY_API_KEY, else the local mesh's.
-func findKey(given string) (string, error) {
+// findKey returns the key given, else $COVEY_API_KEY, else the one kept for the gateway by `covey auth login`, else the local mesh's.
+func findKey(url, given string) (string, error) {
 	if given != "" {
 		return given, nil
 	}
 	if key := os.Getenv("COVEY_API_KEY"); key != "" {
 		return key, nil
+	}
+	if l := keptLogin(); l.URL == url && l.Key != "" {
+		return l.Key, nil
 	}
 	b, err := os.ReadFile(localKeyFile)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {

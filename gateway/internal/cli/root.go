@@ -132,6 +132,9 @@ func sandboxMissing(err error) bool {
 func (a *app) root() *cobra.Command {
 	url := os.Getenv("COVEY_URL")
 	if url == "" {
+		url = keptLogin().URL
+	}
+	if url == "" {
 		url = "http://127.0.0.1:7070"
 	}
 	root := &cobra.Command{
@@ -148,7 +151,7 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(a.runCmd(), a.createCmd(), a.listCmd(), a.getCmd(), a.removeCmd(), a.execCmd(), a.shellCmd(), a.copyCmd(),
 		a.logsCmd(), a.processesCmd(), a.pauseCmd(), a.resumeCmd(), a.forkCmd(), a.pingCmd(), a.receiptCmd(), a.watchCmd(), a.snapshotCmd(),
-		a.hostsCmd(), a.placeCmd(), a.keysCmd(), a.attachCmd(), a.killCmd(), a.usageCmd(), a.auditCmd(), a.quotaCmd(), a.traceCmd(), a.metricsCmd())
+		a.hostsCmd(), a.placeCmd(), a.keysCmd(), a.attachCmd(), a.killCmd(), a.usageCmd(), a.auditCmd(), a.quotaCmd(), a.traceCmd(), a.metricsCmd(), a.authCmd())
 	return root
 }
 
@@ -157,10 +160,10 @@ func (a *app) connect(cmd *cobra.Command) error {
 	if a.output != "table" && a.output != "json" {
 		return usageError{fmt.Errorf("--output: must be table or json, got %q", a.output)}
 	}
-	if cmd.Name() == "trace" || cmd.Name() == "help" || cmd.Name() == "completion" || cmd.Parent() != nil && cmd.Parent().Name() == "completion" {
+	if cmd.Name() == "trace" || cmd.Name() == "login" || cmd.Name() == "logout" || cmd.Name() == "help" || cmd.Name() == "completion" || cmd.Parent() != nil && cmd.Parent().Name() == "completion" {
 		return nil
 	}
-	key, err := findKey(a.key)
+	key, err := findKey(a.url, a.key)
 	if err != nil {
 		return err
 	}
