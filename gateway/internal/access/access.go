@@ -78,7 +78,12 @@ func (k *Keys) Identify(ctx context.Context, secret string) (context.Context, er
 	if err != nil {
 		return nil, err
 	}
-	return tenant.With(context.WithValue(ctx, callerKey{}, caller), caller.Tenant), nil
+	return As(ctx, caller), nil
+}
+
+// As returns the context of what is done for a caller that is known by other means than a key.
+func As(ctx context.Context, c Caller) context.Context {
+	return tenant.With(context.WithValue(ctx, callerKey{}, c), c.Tenant)
 }
 
 // Check is nil if the context's caller may call a method, else a status that says what is missing.

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"regexp"
 	"time"
 
 	"github.com/coveyhq/covey/services/chassis"
@@ -11,6 +12,35 @@ import (
 type Config struct {
 	// Chassis is what all daemons have. Its listen is the one port for REST, WebSocket and native gRPC.
 	Chassis chassis.Config `yaml:"chassis"`
+	// Ports is how programs in sandboxes are reached.
+	Ports PortsConfig `yaml:"ports"`
+}
+
+// PortsConfig says how ports in sandboxes are named and their tokens signed.
+type PortsConfig struct {
+	// Domain is what the ports' host names end in: {port}-{sandbox id}.<domain>. All of them must resolve to the gateway.
+	Domain string `yaml:"domain"`
+	// Secret signs the tokens, 32 bytes or more; all gateways of a mesh need the same one. Empty means one that this process makes up.
+	Secret chassis.Secret `yaml:"secret"`
+}
+
+// portDomain is what browsers resolve to the machine that they run on.
+const portDomain = "covey.localhost"
+
+// domain is a DNS name of at least two labels, in lower case.
+var domain = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+
+func (c *PortsConfig) validate() error {
+	if c.Domain == "" {
+		c.Domain = portDomain
+	}
+	if !domain.MatchString(c.Domain) {
+		return fmt.Errorf("domain: must be a DNS name in lower case like %s, got %q", portDomain, c.Domain)
+	}
+	if n := len(c.Secret); n > 0 && n < 32 {
+		return fmt.Errorf("secret: must have at least 32 bytes, has %d", n)
+	}
+	return nil
 }
 
 // deadline is that of native unary calls which bring none. It is longer than that of the services behind, whose answer says more.
@@ -27,6 +57,9 @@ func LoadConfig(path string) (Config, error) {
 func (c *Config) Validate() error {
 	if err := c.Chassis.Validate(); err != nil {
 		return fmt.Errorf("chassis: %w", err)
+	}
+	if err := c.Ports.validate(); err != nil {
+		return fmt.Errorf("ports: %w", err)
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/coveyhq/covey/gateway/internal/access"
 	"github.com/coveyhq/covey/gateway/internal/dataplane"
 	"github.com/coveyhq/covey/gateway/internal/forward"
+	"github.com/coveyhq/covey/gateway/internal/ports"
 	"github.com/coveyhq/covey/gateway/internal/rest"
 	"github.com/coveyhq/covey/services/chassis"
 	"github.com/coveyhq/covey/services/chassis/relay"
@@ -39,6 +40,9 @@ type Gateway struct {
 
 // New makes everything and listens to nothing yet.
 func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
+	if err := c.Ports.validate(); err != nil {
+		return nil, fmt.Errorf("ports: %w", err)
+	}
 	g := &Gateway{}
 	// What the daemon calls is made of the daemon's connections; nothing calls before it runs.
 	passing := relay.New(dataplane.Allowed, func(ctx context.Context, method, id string, refresh bool) (*grpc.ClientConn, func(), error) {
@@ -63,7 +67,7 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 	locator := sandboxv1.NewLocatorServiceClient(g.sandboxes)
 	g.keys = access.New(lookup(locator))
 	g.hosts = dataplane.NewHosts(locator, g.Daemon.DialAddr)
-	if g.web, err = rest.New(g.restConfig()); err != nil {
+	if g.web, err = rest.New(g.restConfig(c)); err != nil {
 		return nil, err
 	}
 	g.Daemon.Defer(func() error {
@@ -89,7 +93,7 @@ func (g *Gateway) dial() (err error) {
 	return nil
 }
 
-func (g *Gateway) restConfig() rest.Config {
+func (g *Gateway) restConfig(c Config) rest.Config {
 	tel := g.Daemon.Telemetry()
 	return rest.Config{
 		Sandboxes: g.sandboxes, Scheduler: g.scheduler, Snapshots: g.snapshots,
@@ -98,6 +102,7 @@ func (g *Gateway) restConfig() rest.Config {
 			"covey-sandbox": healthy(g.sandboxes), "covey-scheduler": healthy(g.scheduler), "covey-snapshot": healthy(g.snapshots),
 			"covey-host": aHost(g.scheduler),
 		},
+		Ports: ports.NewSigner(string(c.Ports.Secret)), PortDomain: c.Ports.Domain,
 		Metrics:  promhttp.HandlerFor(tel.Registry, promhttp.HandlerOpts{}),
 		Draining: g.Daemon.Draining(), Tracer: tel.Tracers.Tracer("covey/gateway"), Meter: tel.Meters.Meter("covey/gateway"), Propagator: tel.Propagator, Log: g.Daemon.Log(),
 	}

@@ -23,6 +23,7 @@ import (
 type host struct {
 	guestv1.UnimplementedProcessServiceServer
 	guestv1.UnimplementedFileServiceServer
+	guestv1.UnimplementedPortServiceServer
 	hostv1.UnimplementedHostServiceServer
 	mesh  *Mesh
 	index int

@@ -104,6 +104,7 @@ func Start(t testing.TB) *Mesh {
 		m.Hosts[i] = serve(t, m, func(s *grpc.Server) {
 			guestv1.RegisterProcessServiceServer(s, h)
 			guestv1.RegisterFileServiceServer(s, h)
+			guestv1.RegisterPortServiceServer(s, h)
 			hostv1.RegisterHostServiceServer(s, h)
 		})
 	}

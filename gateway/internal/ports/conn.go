@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"sync"
 	"time"
 
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
@@ -21,18 +20,13 @@ type Conn struct {
 	port   Port
 	rest   []byte // read by nobody yet
 	end    error  // what Read gives when rest is used up
-
-	once sync.Once
 }
 
-// Dial connects to a port. The context is the dialling's and its values the connection's; the connection ends with Close, or when
-// until ends.
-func Dial(ctx, until context.Context, client guestv1.PortServiceClient, p Port) (*Conn, error) {
+// Dial connects to a port. The context bounds the dialling, and its values are the connection's, which ends with Close.
+func Dial(ctx context.Context, client guestv1.PortServiceClient, p Port) (_ *Conn, err error) {
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel)
-	ended := context.AfterFunc(until, cancel)
-	c := &Conn{port: p, cancel: func() { ended(); cancel() }}
-	var err error
+	c := &Conn{port: p, cancel: cancel}
 	if c.call, err = client.Connect(own); err == nil {
 		err = c.call.Send(&guestv1.ConnectRequest{SandboxId: p.Sandbox, Port: uint32(p.Number)})
 	}
@@ -87,7 +81,7 @@ func (c *Conn) CloseWrite() error { return c.call.CloseSend() }
 
 // Close implements net.Conn.
 func (c *Conn) Close() error {
-	c.once.Do(c.cancel)
+	c.cancel()
 	return nil
 }
 

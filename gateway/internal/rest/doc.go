@@ -2,6 +2,7 @@
 //
 //   - exec.go: exec over WebSocket
 //   - files.go, multipart.go: files of any size, in constant memory
+//   - ports.go: programs in sandboxes that listen on a port
 //   - events.go: streams of events as NDJSON or server-sent events
 //   - errors.go: the one shape that all errors have
 //   - middleware.go: what every request meets: request id, log, recovery, key, limits of its body

@@ -74,7 +74,7 @@ func (s *Server) chain(next http.Handler) http.Handler {
 			id = "req_" + ulid.Make().String()
 		}
 		ctx := s.Propagator.Extract(tenant.WithRequestID(r.Context(), id), propagation.HeaderCarrier(r.Header))
-		route, _ := s.routes.find(r.URL.Path)
+		route := s.routeOf(r)
 		ctx, span := s.Tracer.Start(ctx, "gateway.http "+r.Method+" "+route, trace.WithSpanKind(trace.SpanKindServer),
 			trace.WithAttributes(attribute.String("http.request.method", r.Method), attribute.String("http.route", route), attribute.String("covey.request_id", id)))
 		defer span.End()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/http/httputil"
 	"sync"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -20,6 +21,7 @@ import (
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 
 	"github.com/coveyhq/covey/gateway/internal/access"
+	"github.com/coveyhq/covey/gateway/internal/ports"
 )
 
 // Config is what a Server works with.
@@ -34,6 +36,9 @@ type Config struct {
 	Keys *access.Keys
 	// Checks are what /readyz asks for, by name.
 	Checks map[string]func(context.Context) error
+	// Ports makes and opens tokens for ports in sandboxes, whose host names end in PortDomain.
+	Ports      *ports.Signer
+	PortDomain string
 	// Metrics serves /metrics; nil means none.
 	Metrics http.Handler
 	// Draining is closed when the gateway begins to end: streams of events end then, WebSockets a little later.
@@ -56,6 +61,8 @@ type Server struct {
 	processes  guestv1.ProcessServiceClient
 	files      guestv1.FileServiceClient
 	host       hostv1.HostServiceClient
+	ports      guestv1.PortServiceClient
+	proxy      *httputil.ReverseProxy
 	durations  metric.Float64Histogram // of requests, seconds; WebSockets and streams of events too
 
 	sockets sync.WaitGroup
@@ -70,6 +77,8 @@ func New(c Config) (*Server, error) {
 	s.processes = guestv1.NewProcessServiceClient(data)
 	s.files = guestv1.NewFileServiceClient(data)
 	s.host = hostv1.NewHostServiceClient(data)
+	s.ports = guestv1.NewPortServiceClient(data)
+	s.proxy = s.portProxy()
 	s.mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, codec{&runtime.JSONPb{MarshalOptions: marshal, UnmarshalOptions: unmarshal}}),
 		runtime.WithErrorHandler(s.rpcError), runtime.WithRoutingErrorHandler(s.routingError),
@@ -99,7 +108,7 @@ func New(c Config) (*Server, error) {
 	if s.routes, err = documented(); err != nil {
 		return nil, err
 	}
-	s.http = s.chain(s.legible(s.open(s.authenticated(limited(s.mux)))))
+	s.http = s.chain(s.toPorts(s.legible(s.open(s.authenticated(limited(s.mux))))))
 	return s, nil
 }
 
@@ -128,6 +137,7 @@ func (s *Server) byHand() error {
 		{http.MethodPost, sb + "/files/stream/read", s.readFile},
 		{http.MethodGet, sb + "/files/stream/read", s.readFileByQuery},
 		{http.MethodGet, sb + "/files/watch", s.watchFiles},
+		{http.MethodPost, sb + "/ports/{port}/token", s.portToken},
 		{http.MethodGet, sb + "/logs", s.logs},
 		{http.MethodGet, sb + "/metrics", s.metrics},
 	} {
