@@ -151,7 +151,7 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(a.runCmd(), a.createCmd(), a.listCmd(), a.getCmd(), a.removeCmd(), a.execCmd(), a.shellCmd(), a.copyCmd(),
 		a.logsCmd(), a.processesCmd(), a.pauseCmd(), a.resumeCmd(), a.forkCmd(), a.pingCmd(), a.receiptCmd(), a.watchCmd(), a.snapshotCmd(),
-		a.hostsCmd(), a.placeCmd(), a.keysCmd(), a.attachCmd(), a.killCmd(), a.usageCmd(), a.auditCmd(), a.quotaCmd(), a.traceCmd(), a.metricsCmd(), a.authCmd())
+		a.hostsCmd(), a.placeCmd(), a.keysCmd(), a.attachCmd(), a.killCmd(), a.usageCmd(), a.auditCmd(), a.quotaCmd(), a.traceCmd(), a.portCmd(), a.forwardCmd(), a.metricsCmd(), a.authCmd())
 	return root
 }
 
