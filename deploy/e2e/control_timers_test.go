@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -61,6 +63,7 @@ func count(seen []*sandboxv1.Sandbox, st sandboxv1.State) (n int) {
 }
 
 func TestAnIdleSandboxIsPausedWithTheReasonAndWakesWithinItsFirstRequest(t *testing.T) {
+	t.Parallel() // It waits for timers most of the time.
 	ctx := start(t)
 	sb := create(t, ctx, &sandboxv1.CreateSandboxRequest{TimeoutSec: 2, AutoResume: true})
 	id := sb.GetId()
@@ -102,6 +105,7 @@ func TestAnIdleSandboxIsPausedWithTheReasonAndWakesWithinItsFirstRequest(t *test
 }
 
 func TestWhatIsAtWorkHoldsTheTimerAndEndsWithIt(t *testing.T) {
+	t.Parallel() // It waits for timers most of the time.
 	ctx := start(t)
 	const timeout = 3
 	holders := map[string]func(t *testing.T, id string) (end func()){
@@ -205,6 +209,7 @@ func detached(t *testing.T, ctx context.Context, id string, p *guestv1.ProcessSt
 }
 
 func TestASandboxWhoseLifetimeIsOverIsStoppedRunningOrPaused(t *testing.T) {
+	t.Parallel() // It waits for timers most of the time.
 	ctx := start(t)
 	running := create(t, ctx, &sandboxv1.CreateSandboxRequest{MaxLifetimeSec: 4})
 	saved := create(t, ctx, &sandboxv1.CreateSandboxRequest{MaxLifetimeSec: 4})
@@ -221,6 +226,7 @@ func TestASandboxWhoseLifetimeIsOverIsStoppedRunningOrPaused(t *testing.T) {
 }
 
 func TestAVMThatNobodyKnowsIsReaped(t *testing.T) {
+	t.Parallel() // It waits for timers most of the time.
 	ctx := start(t)
 	const id = "sb_01ARZ3NDEKTSV4RRFFQ69G5FAX"
 	host := agent(t, "host-a")
@@ -237,4 +243,38 @@ func TestAVMThatNobodyKnowsIsReaped(t *testing.T) {
 		return sb == nil || sb.GetState() == sandboxv1.State_STATE_STOPPED
 	})
 	eventually(t, 10*time.Second, "everything freed", func() bool { return len(holdingsOf(id)) == 0 })
+}
+
+func TestACallThatMeetsTheTimerIsServedAllTheSame(t *testing.T) {
+	t.Parallel() // It waits for timers most of the time.
+	ctx := start(t)
+	sb := create(t, ctx, &sandboxv1.CreateSandboxRequest{TimeoutSec: 1, AutoResume: true, MemoryMb: 256})
+	id := sb.GetId()
+	sh(t, ctx, id, "echo 0 > /run/n")
+	met := map[sandboxv1.State]int{}
+	for i := range 6 {
+		// The call comes while its host saves it, or right after, before the database knows.
+		wanted := []sandboxv1.State{sandboxv1.State_STATE_PAUSING, sandboxv1.State_STATE_PAUSED}[i%2]
+		host := agent(t, get(t, ctx, id).GetHostId())
+		tick := time.NewTicker(5 * time.Millisecond)
+		for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
+			r, err := host.ListSandboxes(ctx, &hostv1.ListSandboxesRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			j := slices.IndexFunc(r.GetSandboxes(), func(h *hostv1.HostSandbox) bool { return h.GetSandboxId() == id })
+			if j >= 0 && (r.GetSandboxes()[j].GetState() == wanted || r.GetSandboxes()[j].GetState() == sandboxv1.State_STATE_PAUSED) {
+				met[r.GetSandboxes()[j].GetState()]++
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("it is not paused")
+			}
+		}
+		tick.Stop()
+		if got := sh(t, ctx, id, "n=$(cat /run/n); echo $((n+1)) > /run/n; cat /run/n"); got != strconv.Itoa(i+1) {
+			t.Fatalf("call %d answers %q", i+1, got)
+		}
+	}
+	t.Logf("calls met it %v", met)
 }

@@ -109,7 +109,7 @@ func (w *hostWatch) compare(ctx context.Context) error {
 			w.s.resumeDrained(ctx, sb)
 		case sb.State != Running:
 		case found:
-			w.judge(ctx, sb, h)
+			w.s.judge(ctx, sb, h)
 		default:
 			w.miss(ctx, sb, missing)
 		}
@@ -123,12 +123,12 @@ func (w *hostWatch) compare(ctx context.Context) error {
 }
 
 // judge makes a running row what its host says of it.
-func (w *hostWatch) judge(ctx context.Context, sb Sandbox, h HostSandbox) {
+func (s *Service) judge(ctx context.Context, sb Sandbox, h HostSandbox) {
 	switch {
 	case h.State == Failed, h.State == Stopped:
-		w.s.found(ctx, sb, h.State, because(h, w.hostID))
+		s.found(ctx, sb, h.State, because(h, sb.HostID))
 	case h.State == Paused && h.SnapshotID != "" && h.SnapshotID != sb.BaseSnapshotID:
-		w.s.foundPaused(ctx, sb, h.SnapshotID, h.Reason)
+		s.foundPaused(ctx, sb, h.SnapshotID, h.Reason)
 	}
 }
 

@@ -159,6 +159,8 @@ func (s *Service) Locate(ctx context.Context, tenant, id string, wake bool) (Loc
 			return Location{}, err
 		}
 		switch {
+		case sb.State == Running && wake && sb.AutoResume && sb.TimeoutSec > 0 && s.left(ctx, sb):
+			err = s.catchUp(ctx, sb)
 		case sb.State == Running:
 			addr, err := s.hosts.Address(ctx, sb.HostID)
 			return Location{HostID: sb.HostID, Address: addr, Version: sb.Version}, err
@@ -177,6 +179,47 @@ func (s *Service) Locate(ctx context.Context, tenant, id string, wake bool) (Loc
 		}
 	}
 	return Location{}, asError(ErrConflict)
+}
+
+// left tells that the host of a sandbox whose row is RUNNING has paused it by itself, or is about to. Asking resets its timer, as
+// the call that is to come would. A host out of reach tells nothing; the call will find out.
+func (s *Service) left(ctx context.Context, sb Sandbox) bool {
+	_, err := s.hosts.Ping(ctx, sb.HostID, sb.ID)
+	return errors.Is(err, NotFound) || errors.Is(err, Precondition)
+}
+
+// catchUpTick is how often a host that is pausing a sandbox is asked, where nothing tells of its end.
+const catchUpTick = 100 * time.Millisecond
+
+// catchUp waits until the row of a sandbox says what its host has made of it, which the reconciler would write a moment later.
+func (s *Service) catchUp(ctx context.Context, sb Sandbox) error {
+	wake, stop := s.store.Subscribe(sb.Tenant, sb.ID)
+	defer stop()
+	tick := time.NewTicker(catchUpTick)
+	defer tick.Stop()
+	giveUp := time.NewTimer(s.timing.Unreachable)
+	defer giveUp.Stop()
+	for {
+		list, err := s.hosts.Sandboxes(ctx, sb.HostID)
+		if err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(list, func(h HostSandbox) bool { return h.ID == sb.ID }); i >= 0 {
+			s.judge(ctx, sb, list[i])
+		}
+		now, err := s.store.Get(ctx, sb.Tenant, sb.ID)
+		if err != nil || now.Version != sb.Version {
+			return err
+		}
+		select {
+		case <-wake:
+		case <-tick.C:
+		case <-giveUp.C:
+			return notThere(sb, &Error{Kind: NotFound})
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // notRunning says what to do instead.

@@ -38,6 +38,9 @@ func (s *Service) Usage(ctx context.Context, tenant string, start, end time.Time
 	if start.IsZero() {
 		start = end.Add(-defaultUsageSpan)
 	}
+	if start.Year() < 1 {
+		return Usage{}, field("start_time", "must be given where end_time is %s", end.UTC().Format(time.RFC3339))
+	}
 	if !start.Before(end) {
 		return Usage{}, field("start_time", "must be before end_time %s, got %s", end.UTC().Format(time.RFC3339), start.UTC().Format(time.RFC3339))
 	}

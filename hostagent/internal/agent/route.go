@@ -68,10 +68,14 @@ func (r router) explain(id, _ string, err error) error {
 	return err
 }
 
-func (r router) resolve(_ context.Context, method, id string, _ bool) (*grpc.ClientConn, func(), error) {
+func (r router) resolve(ctx context.Context, method, id string, _ bool) (*grpc.ClientConn, func(), error) {
 	m, err := r.find().Find(id)
 	if err != nil {
 		return nil, nil, typed(id, err)
+	}
+	// A sandbox whose timer has just fired: the call waits, is told SANDBOX_NOT_HERE and comes again once the sandbox was woken.
+	if err := m.AwaitPause(ctx); err != nil {
+		return nil, nil, err
 	}
 	op := strings.ToLower(method[strings.LastIndexByte(method, '/')+1:])
 	g, err := m.Guest(op)

@@ -155,6 +155,17 @@ func (m *Machine) Guest(op string) (Guest, error) {
 	return m.hold.guest, nil
 }
 
+// AwaitPause waits while the machine is being paused: only the end tells where a call for it belongs.
+func (m *Machine) AwaitPause(ctx context.Context) error {
+	m.mu.Lock()
+	j, pausing := m.job, m.status.State == Pausing
+	m.mu.Unlock()
+	if j == nil || !pausing {
+		return nil
+	}
+	return j.finished(ctx)
+}
+
 // illegal is called with mu held.
 func (m *Machine) illegal(op string, legal ...State) error {
 	return &IllegalError{ID: m.spec.ID, Op: op, State: m.status.State, Reason: m.status.Reason, Legal: legal}

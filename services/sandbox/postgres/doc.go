@@ -11,5 +11,10 @@
 // Design chosen: times of leases and of states are the database's, never a replica's. Rejected: the replicas' clocks, whose
 // difference would shorten leases.
 //
+// Design chosen: the spans of time that sandboxes ran are written by a trigger of the very statement that moves the state, and quotas are
+// counted under a lock of the tenant's row. Rejected: counters that are added to and taken from, which drift with every change that
+// somebody forgot; and usage sampled by a timer, which loses what lies between two samples and all that a crash takes. A sandbox that its
+// host paused by itself counts as running until a replica has written it down: a moment, or as long as no replica runs.
+//
 // Queries are in queries/*.sql; `sqlc generate` (v1.31.1) in this directory makes their Go code.
 package postgres

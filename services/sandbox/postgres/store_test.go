@@ -48,6 +48,31 @@ func insert(t *testing.T, s *postgres.Store, sb sandbox.Sandbox) sandbox.Sandbox
 	return rows[0]
 }
 
+func TestACallWhoseProcessDiedStaysInTheAuditLogWithoutAnEnd(t *testing.T) {
+	s := open(t, migrated(t), "o", time.Minute)
+	id, err := s.BeginAudit(t.Context(), sandbox.AuditEvent{Tenant: "acme", KeyID: "key_1", Method: "DeleteSandbox", Target: "sb_1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := func() sandbox.AuditEvent {
+		t.Helper()
+		list, err := s.Audit(t.Context(), sandbox.AuditFilter{Tenant: "acme"}, 10)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%v, %v", list, err)
+		}
+		return list[0]
+	}
+	if e := log(); e.Code != "" || e.Target != "sb_1" || e.KeyID != "key_1" {
+		t.Errorf("begun: %+v", e)
+	}
+	if err := s.EndAudit(t.Context(), id, "", "OK", ""); err != nil {
+		t.Fatal(err)
+	}
+	if e := log(); e.Code != "OK" || e.Target != "sb_1" {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
 func TestReplicasThatStartAtOnceMigrateOnce(t *testing.T) {
 	dsn := pgtest.Database(t)
 	var wg sync.WaitGroup

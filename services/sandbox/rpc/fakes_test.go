@@ -195,6 +195,9 @@ func (h *fakeHost) PingSandbox(_ context.Context, r *hostv1.PingSandboxRequest) 
 	if err := h.called("ping", r.GetSandboxId()); err != nil {
 		return nil, err
 	}
+	if st := h.state(r.GetSandboxId()); st == sandboxv1.State_STATE_PAUSED || st == sandboxv1.State_STATE_PAUSING {
+		return nil, status.Errorf(codes.FailedPrecondition, "it is %s", st)
+	}
 	return &hostv1.PingSandboxResponse{Sandbox: &hostv1.HostSandbox{SandboxId: r.GetSandboxId(), LastActiveTime: timestamppb.Now()}}, nil
 }
 

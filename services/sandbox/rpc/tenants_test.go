@@ -216,6 +216,8 @@ func TestUsageIsTheSumOfTheTimesBetweenTransitionsAcrossADeadReplica(t *testing.
 	}
 	_, err = r.tenants.GetUsage(as(t, "acme"), &sandboxv1.GetUsageRequest{StartTime: cut, EndTime: cut})
 	wantError(t, err, codes.InvalidArgument, "INVALID_FIELD", "before end_time")
+	_, err = r.tenants.GetUsage(as(t, "acme"), &sandboxv1.GetUsageRequest{EndTime: timestamppb.New(time.Time{}.Add(time.Hour))})
+	wantError(t, err, codes.InvalidArgument, "INVALID_FIELD", "start_time")
 	_, err = r.tenants.GetUsage(as(t, "acme"), &sandboxv1.GetUsageRequest{TenantId: "other"})
 	wantError(t, err, codes.PermissionDenied, "ADMIN_ONLY")
 }
