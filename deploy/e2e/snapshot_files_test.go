@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
@@ -100,8 +101,8 @@ func TestADamagedSnapshotIsRefusedByNameAndStaysUntilItIsRepaired(t *testing.T) 
 	// No memory of it may be left in the page cache: what is damaged must be read.
 	restart(t, ctx, paused.GetHostId())
 	dir := filepath.Join(store(paused.GetHostId()), "snapshots", paused.GetSnapshotId())
-	own := ownBuilds(t, ctx, paused.GetSnapshotId())
-	builds := func(kind string) string { return filepath.Join(store(paused.GetHostId()), "builds", own[kind]) }
+	memory, disk := ownBuild(t, ctx, paused.GetSnapshotId(), "memory"), ownBuild(t, ctx, paused.GetSnapshotId(), "disk")
+	builds := filepath.Join(store(paused.GetHostId()), "builds")
 	// Pinned to its host: another would fetch the snapshot from the registry.
 	here := &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: paused.GetHostId(), RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_MEMORY_REQUIRED}
 	for _, c := range []struct {
@@ -116,9 +117,9 @@ func TestADamagedSnapshotIsRefusedByNameAndStaysUntilItIsRepaired(t *testing.T) 
 		{"disk header flipped", filepath.Join(dir, "disk.hdr"), "disk.hdr", flip},
 		{"disk header too long", filepath.Join(dir, "disk.hdr"), "disk.hdr", extend},
 		{"manifest flipped", filepath.Join(dir, "manifest.json"), "manifest.json", flip},
-		{"memory build truncated", builds("memory"), own["memory"], truncate},
-		{"memory build flipped", builds("memory"), own["memory"], flipEverywhere},
-		{"disk build truncated", builds("disk"), own["disk"], truncate},
+		{"memory build truncated", filepath.Join(builds, memory), memory, truncate},
+		{"memory build flipped", filepath.Join(builds, memory), memory, flipEverywhere},
+		{"disk build truncated", filepath.Join(builds, disk), disk, truncate},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			repair := damage(t, c.path, c.change)
@@ -139,21 +140,55 @@ func TestADamagedSnapshotIsRefusedByNameAndStaysUntilItIsRepaired(t *testing.T) 
 	}
 }
 
-// ownBuilds are the builds, by kind, that only this snapshot names.
-func ownBuilds(t *testing.T, ctx context.Context, snapshot string) map[string]string {
+func TestMemoryThatCannotBeReadEndsInABootOrInAFailureThatSaysWhy(t *testing.T) {
+	ctx := start(t)
+	lives := create(t, ctx, small())
+	sh(t, ctx, lives.GetId(), "echo disk > /root/f; head -c 6000000 /dev/urandom > /dev/shm/f")
+	// Two snapshots of the same: one is resumed, from the other's memory a page is missing.
+	boots := fork(t, ctx, lives.GetId(), 1)[0]
+	host := lives.GetHostId()
+	path := map[string]string{}
+	for _, id := range []string{lives.GetId(), boots.GetId()} {
+		if id == boots.GetId() {
+			sh(t, ctx, id, "head -c 6000000 /dev/urandom > /dev/shm/f")
+		}
+		path[id] = filepath.Join(store(host), "builds", ownBuild(t, ctx, pause(t, ctx, id).GetSnapshotId(), "memory"))
+	}
+	restart(t, ctx, host)
+	damage(t, path[boots.GetId()], flipEverywhere)
+	resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: boots.GetId(), HostId: host, RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_PREFER_MEMORY})
+	r := receipt(t, ctx, boots.GetId())
+	if r.GetKind() != sandboxv1.StartKind_START_KIND_DISK_BOOT || !strings.Contains(r.GetFallbackReason(), filepath.Base(path[boots.GetId()])) {
+		t.Errorf("the receipt says %s because %q", r.GetKind(), r.GetFallbackReason())
+	}
+	if got := sh(t, ctx, boots.GetId(), "cat /root/f; ls /dev/shm"); got != "disk" {
+		t.Errorf("booted from its disk it answers %q", got)
+	}
+
+	resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: lives.GetId(), HostId: host})
+	damage(t, path[lives.GetId()], flipEverywhere)
+	// The guest cannot answer any more.
+	if _, err := s.processes.Exec(ctx, &guestv1.ExecRequest{SandboxId: lives.GetId(), Cmd: "md5sum", Args: []string{"/dev/shm/f"}}); err == nil {
+		t.Error("a file in damaged memory can be read")
+	}
+	eventually(t, 10*time.Second, "sandbox FAILED", func() bool { return get(t, ctx, lives.GetId()).GetState() == sandboxv1.State_STATE_FAILED })
+	if reason := get(t, ctx, lives.GetId()).GetReason(); !strings.Contains(reason, filepath.Base(path[lives.GetId()])) {
+		t.Errorf("the reason is %q", reason)
+	}
+}
+
+// ownBuild is the build of a kind, "memory" or "disk", that only this snapshot names.
+func ownBuild(t *testing.T, ctx context.Context, snapshot, kind string) string {
 	t.Helper()
 	why, err := s.snapshots.ExplainSnapshot(ctx, &snapshotv1.ExplainSnapshotRequest{SnapshotId: snapshot})
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := map[string]string{}
 	for _, b := range why.GetBuilds() {
-		if slices.Equal(b.GetNamedBy(), []string{snapshot}) {
-			own[b.GetKind()] = b.GetId()
+		if b.GetKind() == kind && slices.Equal(b.GetNamedBy(), []string{snapshot}) {
+			return b.GetId()
 		}
 	}
-	if own["memory"] == "" || own["disk"] == "" {
-		t.Fatalf("builds: %v", why.GetBuilds())
-	}
-	return own
+	t.Fatalf("%s has no %s build of its own: %v", snapshot, kind, why.GetBuilds())
+	return ""
 }

@@ -216,7 +216,7 @@ func TestAnAgentKilledAmidAStartLeavesNothingHalfMade(t *testing.T) {
 			defer close(asked)
 			a.hosts.StartSandbox(ctx, &hostv1.StartSandboxRequest{Spec: tiny(id), RestoreId: "rst_" + id})
 		}()
-		moment := time.NewTimer(time.Duration(rand.IntN(400)) * time.Millisecond)
+		moment := time.NewTimer(time.Duration(rand.IntN(700)) * time.Millisecond)
 		<-moment.C
 		a.kill()
 		<-asked
