@@ -31,6 +31,7 @@ var benches = map[string]bench{
 	"pause":     {"pause of a 512 MiB guest, and again right after its resume", benchPause},
 	"fork":      {"8 live clones of a running sandbox", benchFork},
 	"density":   {"50 idle clones of one template", benchDensity},
+	"registry":  {"snapshots between hosts: cold against warm, bytes moved, uploads and reads against the local disk", benchRegistry},
 	"scheduler": {"placements on one core with 1,000 and 10,000 simulated hosts, and how well they are spread", benchScheduler},
 }
 

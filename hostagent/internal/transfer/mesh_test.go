@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,6 +67,8 @@ type mesh struct {
 	conn    *grpc.ClientConn
 	reg     snapshotv1.RegistryServiceClient
 	process *exec.Cmd
+	// wire joins registry and hosts where they have networks of their own; nil where all are on loopback.
+	wire *wire
 
 	// reads counts the ranges that hosts have asked the registry for.
 	reads atomic.Int64
@@ -76,13 +77,15 @@ type mesh struct {
 	hosts map[string]*host
 }
 
-func newMesh(t *testing.T) *mesh {
+func newMesh(t *testing.T) *mesh { return newMeshOn(t, nil) }
+
+func newMeshOn(t *testing.T, w *wire) *mesh {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	lis, err := w.listen(registrySite)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &mesh{t: t, dir: t.TempDir(), addr: lis.Addr().String(), hosts: map[string]*host{}}
+	m := &mesh{t: t, dir: t.TempDir(), addr: lis.Addr().String(), hosts: map[string]*host{}, wire: w}
 	// A port that was just free: the registry must come back at the same one.
 	if err := lis.Close(); err != nil {
 		t.Fatal(err)
@@ -92,16 +95,21 @@ func newMesh(t *testing.T) *mesh {
 	if err := os.WriteFile(filepath.Join(m.dir, "snapshotd.yaml"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m.conn = dial(t, m.addr, grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	m.conn = m.dialRegistry(registrySite)
+	m.reg = snapshotv1.NewRegistryServiceClient(m.conn)
+	m.startRegistry()
+	t.Cleanup(m.killRegistry)
+	return m
+}
+
+// dialRegistry calls the registry from a site.
+func (m *mesh) dialRegistry(site string) *grpc.ClientConn {
+	return dial(m.t, m.addr, m.wire.from(site), grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 		if method == snapshotv1.RegistryService_ReadObject_FullMethodName {
 			m.reads.Add(1)
 		}
 		return next(ctx, d, cc, method, opts...)
 	}))
-	m.reg = snapshotv1.NewRegistryServiceClient(m.conn)
-	m.startRegistry()
-	t.Cleanup(m.killRegistry)
-	return m
 }
 
 func dial(t *testing.T, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
@@ -122,7 +130,7 @@ func (m *mesh) startRegistry() {
 	m.process = exec.Command(binary, "--config", filepath.Join(m.dir, "snapshotd.yaml"))
 	m.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	m.process.Stderr = os.Stderr
-	if err := m.process.Start(); err != nil {
+	if err := m.wire.inside(registrySite, m.process.Start); err != nil {
 		m.t.Fatal(err)
 	}
 	eventually(m.t, "the registry answers", func() bool {
@@ -156,6 +164,7 @@ type host struct {
 	dir   string
 	store *snapstore.Store
 	conn  *grpc.ClientConn
+	addr  string
 	// served counts the ranges that other hosts have asked for, and lie makes their bytes wrong.
 	served atomic.Int64
 	lie    atomic.Bool
@@ -179,7 +188,7 @@ func (h *host) start() {
 	}
 	var err error
 	h.Transfer, err = transfer.New(transfer.Config{
-		HostID: h.id, Dir: filepath.Join(h.dir, "transfer"), Registry: h.m.conn, Peers: h.m, CPUFeatures: []string{"sse4.2"}, Report: 100 * time.Millisecond,
+		HostID: h.id, Dir: filepath.Join(h.dir, "transfer"), Registry: h.registry(), Peers: h.peers(), CPUFeatures: []string{"sse4.2"}, Report: 100 * time.Millisecond,
 		Patience: 20 * time.Second, Log: log,
 	})
 	if err != nil {
@@ -210,7 +219,7 @@ func (h *host) start() {
 // serve serves peers and makes the host known, until the returned function is called.
 func (h *host) serve() (stop func()) {
 	t := h.m.t
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	lis, err := h.m.wire.listen(h.id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +230,8 @@ func (h *host) serve() (stop func()) {
 	hostv1.RegisterPeerServiceServer(srv, transfer.NewPeerServer(h.store, slog.New(slog.DiscardHandler)))
 	done := make(chan struct{})
 	go func() { defer close(done); srv.Serve(lis) }()
-	h.conn = dial(t, lis.Addr().String())
+	h.addr = lis.Addr().String()
+	h.conn = dial(t, h.addr, h.m.wire.from(h.id))
 	h.m.mu.Lock()
 	h.m.hosts[h.id] = h
 	h.m.mu.Unlock()
