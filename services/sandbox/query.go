@@ -159,7 +159,7 @@ func (s *Service) Locate(ctx context.Context, tenant, id string, wake bool) (Loc
 			return Location{}, err
 		}
 		switch {
-		case sb.State == Running && wake && sb.AutoResume && sb.TimeoutSec > 0 && s.left(ctx, sb):
+		case sb.State == Running && wake && sb.TimeoutSec > 0 && s.left(ctx, sb):
 			err = s.catchUp(ctx, sb)
 		case sb.State == Running:
 			addr, err := s.hosts.Address(ctx, sb.HostID)

@@ -12,7 +12,8 @@
 //
 // One scenario. Host.Start admits a sandbox, makes its holdings step by step (each step pushes its undoing on a stack, each has a
 // phase in the receipt) and returns once guestd has answered: RUNNING. Frames of the data plane count as activity; a sandbox
-// idle for longer than its timeout is paused by the reaper. Pause stops the VM, saves device state, dirty memory and the
+// idle for longer than its timeout is paused by the reaper: no frame, no open stream, no process or lease in the guest that holds the timer, and
+// no CPU use above a threshold. Pause stops the VM, saves device state, dirty memory and the
 // disk's overlay, ends the VM, and answers once all is safe on the disk: PAUSED. If the agent is killed in between, the next one
 // calls TakeBack, which finds the VM by its journal record and goes on.
 //

@@ -152,6 +152,9 @@ func TestAWatchShowsWhatIsThenEveryChangeAndContinuesAnywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	m1, err := again.Recv()
+	for err == nil && m1.GetSandbox().GetState() == stPaused && m1.GetSandbox().GetDurable() { // Noted meanwhile, or not.
+		m1, err = again.Recv()
+	}
 	if err != nil || m1.GetSandbox().GetState() != sandboxv1.State_STATE_RESUMING {
 		t.Fatalf("continued with %v, %v", m1, err)
 	}

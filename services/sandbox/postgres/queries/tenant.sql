@@ -14,10 +14,12 @@ ON CONFLICT (tenant_id) DO UPDATE SET sandboxes = excluded.sandboxes, vcpus = ex
     snapshots = excluded.snapshots, snapshot_bytes = excluded.snapshot_bytes;
 
 -- name: SumInUse :one
+-- One that is being deleted has its VM until it is STOPPED, unless it was paused.
 SELECT count(*) AS sandboxes,
-       coalesce(sum((spec ->> 'VCPUs')::bigint) FILTER (WHERE state <> 'PAUSED'), 0)::bigint AS vcpus,
-       coalesce(sum((spec ->> 'MemoryMB')::bigint) FILTER (WHERE state <> 'PAUSED'), 0)::bigint AS memory_mb
-FROM sandbox.sandbox WHERE tenant_id = @tenant_id AND state NOT IN ('STOPPED', 'FAILED');
+       coalesce(sum((spec ->> 'VCPUs')::bigint) FILTER (WHERE live), 0)::bigint AS vcpus,
+       coalesce(sum((spec ->> 'MemoryMB')::bigint) FILTER (WHERE live), 0)::bigint AS memory_mb
+FROM (SELECT spec, state <> 'PAUSED' AND NOT (state = 'STOPPING' AND coalesce((work ->> 'Saved')::boolean, false)) AS live
+      FROM sandbox.sandbox WHERE tenant_id = @tenant_id AND state NOT IN ('STOPPED', 'FAILED')) s;
 
 -- name: ListSnapshotClaims :many
 -- Those that a list of the registry from the given time may lack. A worker that died leaves its claim for a while.

@@ -286,9 +286,10 @@ func (q *Queries) SetQuota(ctx context.Context, arg SetQuotaParams) error {
 
 const sumInUse = `-- name: SumInUse :one
 SELECT count(*) AS sandboxes,
-       coalesce(sum((spec ->> 'VCPUs')::bigint) FILTER (WHERE state <> 'PAUSED'), 0)::bigint AS vcpus,
-       coalesce(sum((spec ->> 'MemoryMB')::bigint) FILTER (WHERE state <> 'PAUSED'), 0)::bigint AS memory_mb
-FROM sandbox.sandbox WHERE tenant_id = $1 AND state NOT IN ('STOPPED', 'FAILED')
+       coalesce(sum((spec ->> 'VCPUs')::bigint) FILTER (WHERE live), 0)::bigint AS vcpus,
+       coalesce(sum((spec ->> 'MemoryMB')::bigint) FILTER (WHERE live), 0)::bigint AS memory_mb
+FROM (SELECT spec, state <> 'PAUSED' AND NOT (state = 'STOPPING' AND coalesce((work ->> 'Saved')::boolean, false)) AS live
+      FROM sandbox.sandbox WHERE tenant_id = $1 AND state NOT IN ('STOPPED', 'FAILED')) s
 `
 
 type SumInUseRow struct {
@@ -297,6 +298,7 @@ type SumInUseRow struct {
 	MemoryMb  int64 `json:"memory_mb"`
 }
 
+// One that is being deleted has its VM until it is STOPPED, unless it was paused.
 func (q *Queries) SumInUse(ctx context.Context, tenantID string) (SumInUseRow, error) {
 	row := q.db.QueryRow(ctx, sumInUse, tenantID)
 	var i SumInUseRow
