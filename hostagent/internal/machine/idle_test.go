@@ -120,3 +120,45 @@ func TestAnHourOfSamplesIsKept(t *testing.T) {
 		}
 	})
 }
+
+func TestAnAgentThatGoesDownFinishesThePauseThatItsTimerBegan(t *testing.T) {
+	w := newWorld()
+	h := w.host(t, t.TempDir())
+	s := spec("sb_1")
+	s.Timeout = time.Millisecond
+	reached, open := w.block("commit")
+	m := start(t, h, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan struct{})
+	go func() { h.Run(ctx); close(ran) }()
+	<-reached
+	cancel() // The agent is told to end while the snapshot is half made.
+	<-ran
+	closed := make(chan error, 1)
+	go func() { closed <- h.Close(context.Background(), false) }()
+	for !h.isClosing() {
+		time.Sleep(time.Millisecond)
+	}
+	open()
+	if err := <-closed; err != nil {
+		t.Fatal(err)
+	}
+	if st := m.Status(); st.State != Paused || st.SnapshotID == "" || w.snaps[st.SnapshotID].ID == "" || w.holdings() != "" {
+		t.Errorf("it is %+v and holds %q", st, w.holdings())
+	}
+	entries, err := h.journal.Load()
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("the journal has %v, %v", entries, err)
+	}
+	for _, e := range entries {
+		if r := e.Record; r.Status.State != Paused {
+			t.Errorf("the journal says %s", r.Status.State)
+		}
+	}
+}
+
+func (h *Host) isClosing() bool {
+	h.life.Lock()
+	defer h.life.Unlock()
+	return h.closing
+}
