@@ -86,7 +86,8 @@ func receipts(id string, st Started) map[string][]byte {
 // firstStart pins the snapshot that the sandbox starts from and starts it.
 func (s *Service) firstStart(ctx context.Context, sb Sandbox) (Sandbox, Started, error) {
 	if sb.SourceSnapshotID != "" {
-		if err := s.snapshots.Lease(ctx, sb.SourceSnapshotID, holder(sb.ID)); errors.Is(err, NotFound) {
+		err := s.persist(ctx, func() error { return s.snapshots.Lease(ctx, sb.SourceSnapshotID, holder(sb.ID)) })
+		if errors.Is(err, NotFound) {
 			return sb, Started{}, templateNotFound(sb.Template, s.images)
 		} else if err != nil {
 			return sb, Started{}, err

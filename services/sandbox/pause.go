@@ -81,10 +81,15 @@ func (s *Sandbox) pausedTo(snapshot string) {
 
 // pauseOnHost asks the host until it answers, for a time: a host agent that is being restarted has kept the VM.
 func (s *Service) pauseOnHost(ctx context.Context, sb Sandbox) error {
+	return s.persist(ctx, func() error { return s.hosts.Pause(ctx, sb.HostID, sb.ID, sb.Work.SnapshotID) })
+}
+
+// persist repeats a call while who is called is out of reach, for a time: what was killed is started again.
+func (s *Service) persist(ctx context.Context, call func() error) error {
 	giveUp := time.NewTimer(s.timing.Unreachable)
 	defer giveUp.Stop()
 	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 2*time.Second) {
-		err := s.hosts.Pause(ctx, sb.HostID, sb.ID, sb.Work.SnapshotID)
+		err := call()
 		if !errors.Is(err, Unavailable) {
 			return err
 		}

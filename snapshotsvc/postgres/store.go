@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
+	"github.com/coveyhq/covey/services/chassis/outage"
 	"github.com/coveyhq/covey/snapshotsvc/postgres/queries"
 	"github.com/coveyhq/covey/snapshotsvc/registry"
 )
@@ -127,12 +127,7 @@ func (x *Index) tx(ctx context.Context, fn func(*queries.Queries) error) error {
 
 // known makes the database's errors those that callers understand; what is left is a fault of ours.
 func known(err error) error {
-	var pg *pgconn.PgError
-	var connect *pgconn.ConnectError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &connect), errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "08") || strings.HasPrefix(pg.Code, "57P")):
+	if outage.OfDatabase(err) {
 		return &registry.Error{Kind: registry.Unavailable, Reason: "DATABASE_UNAVAILABLE", Message: "the database is out of reach; try again", Err: err}
 	}
 	return err

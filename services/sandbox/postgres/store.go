@@ -8,15 +8,14 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
+	"github.com/coveyhq/covey/services/chassis/outage"
 	"github.com/coveyhq/covey/services/sandbox"
 	"github.com/coveyhq/covey/services/sandbox/postgres/queries"
 )
@@ -138,12 +137,7 @@ func (s *Store) LockBootstrap(ctx context.Context, fn func(context.Context) erro
 
 // known makes the database's errors those that callers understand; what is left is a fault of ours.
 func known(err error) error {
-	var pg *pgconn.PgError
-	var connect *pgconn.ConnectError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &connect), errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "08") || strings.HasPrefix(pg.Code, "57P")):
+	if outage.OfDatabase(err) {
 		return &sandbox.Error{Kind: sandbox.Unavailable, Reason: "DATABASE_UNAVAILABLE", Message: "the database is out of reach; try again"}
 	}
 	return err
