@@ -211,8 +211,9 @@ func detached(t *testing.T, ctx context.Context, id string, p *guestv1.ProcessSt
 func TestASandboxWhoseLifetimeIsOverIsStoppedRunningOrPaused(t *testing.T) {
 	t.Parallel() // It waits for timers most of the time.
 	ctx := start(t)
-	running := create(t, ctx, &sandboxv1.CreateSandboxRequest{MaxLifetimeSec: 4})
-	saved := create(t, ctx, &sandboxv1.CreateSandboxRequest{MaxLifetimeSec: 4})
+	// Long enough for a start on a busy machine: the lifetime begins with the request.
+	running := create(t, ctx, &sandboxv1.CreateSandboxRequest{MaxLifetimeSec: 12})
+	saved := create(t, ctx, &sandboxv1.CreateSandboxRequest{MaxLifetimeSec: 12})
 	if _, err := s.sandboxes.PauseSandbox(ctx, &sandboxv1.PauseSandboxRequest{SandboxId: saved.GetId()}); err != nil {
 		t.Logf("the pause came too late: %v", err)
 	}

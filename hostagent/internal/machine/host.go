@@ -390,8 +390,14 @@ func (h *Host) span(ctx context.Context, name, id string) (context.Context, span
 }
 
 func (h *Host) phaseSpan(ctx context.Context, name string) func() {
-	_, end := h.tracer.Span(ctx, "hostagent."+name)
-	return func() { end(nil) }
+	_, end := h.phase(ctx, name)
+	return end
+}
+
+// phase begins a span; what is done within uses the context.
+func (h *Host) phase(ctx context.Context, name string) (context.Context, func()) {
+	ctx, end := h.tracer.Span(ctx, "hostagent."+name)
+	return ctx, func() { end(nil) }
 }
 
 // newID makes an id of 26 characters after a prefix, ordered by time like a ULID.

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"context"
 	"slices"
 	"time"
 )
@@ -60,12 +61,22 @@ func (r Receipt) clone() Receipt {
 type stopwatch struct {
 	start, last time.Time
 	phases      []Phase
-	// enter is told each phase's name as it begins, and returns what is called at its end; for spans.
-	enter func(name string) func()
+	// enter is told each phase's name as it begins, and returns its context and what is called at its end; for spans.
+	enter func(name string) (context.Context, func())
+	// ctx is the present phase's.
+	ctx   context.Context
 	leave func()
 }
 
-func newStopwatch(enter func(string) func()) *stopwatch {
+// within is the context of the present phase, or the given one where there is none.
+func (w *stopwatch) within(ctx context.Context) context.Context {
+	if w.ctx == nil {
+		return ctx
+	}
+	return w.ctx
+}
+
+func newStopwatch(enter func(string) (context.Context, func())) *stopwatch {
 	now := time.Now()
 	return &stopwatch{start: now, last: now, enter: enter}
 }
@@ -75,7 +86,7 @@ func (w *stopwatch) phase(name string) {
 	w.close()
 	w.phases = append(w.phases, Phase{Name: name})
 	if w.enter != nil {
-		w.leave = w.enter(name)
+		w.ctx, w.leave = w.enter(name)
 	}
 }
 

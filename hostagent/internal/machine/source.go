@@ -145,7 +145,7 @@ func (h *Host) template(ctx context.Context, spec Spec) (Base, error) {
 				return nil, err
 			}
 		}
-		job, err := h.makeTemplate(key, spec)
+		job, err := h.makeTemplate(ctx, key, spec)
 		if err != nil {
 			return nil, err
 		}
@@ -174,7 +174,7 @@ func (h *Host) templateKey(ctx context.Context, spec Spec) (string, error) {
 }
 
 // makeTemplate begins to make a template, or finds the job that does.
-func (h *Host) makeTemplate(key string, spec Spec) (*templateJob, error) {
+func (h *Host) makeTemplate(ctx context.Context, key string, spec Spec) (*templateJob, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if job := h.templates[key]; job != nil {
@@ -188,7 +188,7 @@ func (h *Host) makeTemplate(key string, spec Spec) (*templateJob, error) {
 			defer h.mu.Unlock()
 			delete(h.templates, key)
 		}()
-		job.err = h.firstBoot(key, spec)
+		job.err = h.firstBoot(context.WithoutCancel(ctx), key, spec)
 	}) {
 		return nil, ErrClosing
 	}
@@ -198,8 +198,8 @@ func (h *Host) makeTemplate(key string, spec Spec) (*templateJob, error) {
 
 // firstBoot boots an image in a machine that nobody sees and keeps its state as a template. The machine takes no room of its own: who
 // waits for it has taken as much and has nothing yet. Its life is not that of a request: others wait for it too.
-func (h *Host) firstBoot(key string, spec Spec) (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), h.conf.StartTime)
+func (h *Host) firstBoot(ctx context.Context, key string, spec Spec) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, h.conf.StartTime)
 	defer cancel()
 	ctx, span := h.span(ctx, "hostagent.template", key)
 	defer func() { span.end(err) }()
@@ -212,7 +212,7 @@ func (h *Host) firstBoot(key string, spec Spec) (err error) {
 	if err != nil {
 		return err
 	}
-	w := newStopwatch(func(name string) func() { return h.phaseSpan(ctx, name) })
+	w := newStopwatch(func(name string) (context.Context, func()) { return h.phase(ctx, name) })
 	hold, _, err := m.assemble(ctx, w, src, "")
 	if err != nil {
 		return err

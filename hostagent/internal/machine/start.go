@@ -37,7 +37,7 @@ func (m *Machine) start(ctx context.Context, restoreID string) (_ Started, err e
 	accepted := time.Now()
 	ctx, span := m.host.span(ctx, "hostagent.start", m.spec.ID)
 	defer func() { span.end(err) }()
-	w := newStopwatch(func(name string) func() { return m.host.phaseSpan(ctx, name) })
+	w := newStopwatch(func(name string) (context.Context, func()) { return m.host.phase(ctx, name) })
 
 	w.phase("queue")
 	leave, err := m.host.queue(ctx)
@@ -47,7 +47,7 @@ func (m *Machine) start(ctx context.Context, restoreID string) (_ Started, err e
 	defer leave()
 
 	w.phase("source")
-	src, err := m.host.source(ctx, m.spec)
+	src, err := m.host.source(w.within(ctx), m.spec)
 	if err != nil {
 		return Started{}, err
 	}
@@ -115,11 +115,11 @@ func (m *Machine) assemble(ctx context.Context, w *stopwatch, src source, restor
 		return nil, att, err
 	}
 	w.phase("vmm")
-	if err := m.startVM(ctx, h); err != nil {
+	if err := m.startVM(w.within(ctx), h); err != nil {
 		return nil, att, err
 	}
 	w.phase("guest")
-	att, err = m.wake(ctx, h, src, restoreID)
+	att, err = m.wake(w.within(ctx), h, src, restoreID)
 	return h, att, err
 }
 
