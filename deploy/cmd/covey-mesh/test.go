@@ -42,7 +42,7 @@ func test(ctx context.Context, args []string) error {
 		"COVEY_REQUIRE=" + map[bool]string{true: "all,kvm", false: "all"}[*kvm],
 	}
 	p.Title("Testing")
-	common := []string{"test", "-count=1", "-timeout=20m"}
+	common := []string{"test", "-count=1", "-timeout=45m"}
 	if *pattern != "" {
 		common = append(common, "-run="+*pattern)
 	}
