@@ -106,14 +106,19 @@ func (s *Service) place(sb Sandbox) PlaceRequest {
 	}
 }
 
-// startSomewhere places a sandbox and starts it, and goes on to another host where one refuses or is out of reach. The
+// startSomewhere places a sandbox and starts it, and goes on to another host where one refuses, is out of reach or has a damaged copy of
+// what the sandbox starts from: another gets its copy from the registry. The
 // row is STARTING or RESUMING with its host before a host is asked, so that whoever takes over knows where to look.
 // It returns the row as it is then. A host that has failed has nothing of the sandbox left, or a chore to end it.
 func (s *Service) startSomewhere(ctx context.Context, sb Sandbox, place PlaceRequest, start Start) (Sandbox, Started, error) {
 	var refusals []string
+	var damaged error
 	for {
 		if !sb.Work.Placed {
 			placed, err := s.placeOnce(ctx, sb, place)
+			if err != nil && damaged != nil {
+				return sb, Started{}, damaged
+			}
 			if err != nil {
 				return sb, Started{}, withRefusals(err, refusals)
 			}
@@ -128,7 +133,10 @@ func (s *Service) startSomewhere(ctx context.Context, sb Sandbox, place PlaceReq
 			return sb, Started{}, ErrConflict
 		}
 		s.takeBack(ctx, sb, err)
-		elsewhere := errors.Is(err, Exhausted) || errors.Is(err, Unavailable)
+		if start.SnapshotID != "" && errors.Is(err, DataLoss) {
+			damaged = err
+		}
+		elsewhere := errors.Is(err, Exhausted) || errors.Is(err, Unavailable) || damaged != nil
 		if !elsewhere || ctx.Err() != nil || place.HostID != "" || len(sb.Work.Refused) >= maxRefusals {
 			return sb, Started{}, err
 		}
