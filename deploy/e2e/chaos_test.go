@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -93,7 +95,7 @@ func settled(t *testing.T, ctx context.Context, id string) *sandboxv1.Sandbox {
 	return sb
 }
 
-// intact reads all that the registry calls durable and fails the test if a byte of it is missing or wrong.
+// intact reads all that durable snapshots name, and fails the test if a byte of it is missing or wrong.
 func intact(t *testing.T, ctx context.Context) {
 	t.Helper()
 	c, err := pgx.Connect(ctx, s.m.DSN)
@@ -101,14 +103,57 @@ func intact(t *testing.T, ctx context.Context) {
 		t.Fatal(err)
 	}
 	defer c.Close(ctx)
-	builds := glob(filepath.Join(s.m.Dir, "objects", "builds", "*"))
-	if len(builds) == 0 {
-		t.Fatal("the object store has no builds")
+	named := func() map[string]object {
+		rows, err := c.Query(ctx, `SELECT s.id, o.key, o.path, o.size_bytes, o.sha256, o.stored FROM snapshot.snapshot s
+			JOIN snapshot.reference r ON r.snapshot_id = s.id JOIN snapshot.object o ON o.key = r.key WHERE s.state = 'DURABLE'`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[object])
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := map[string]object{}
+		for _, o := range list {
+			all[o.Path] = o
+		}
+		return all
 	}
-	out, err := exec.CommandContext(ctx, filepath.Join(s.m.Bin, "snapinspect"), append([]string{"-verify"}, builds...)...).CombinedOutput()
-	if err != nil && len(glob(filepath.Join(s.m.Dir, "objects", "builds", "*"))) == len(builds) { // Else collected meanwhile.
-		t.Errorf("stored builds are damaged: %v\n%s", err, out)
+	var wrong []object
+	all := named()
+	for _, o := range all {
+		if !o.whole() {
+			wrong = append(wrong, o)
+		}
 	}
+	if len(wrong) > 0 {
+		all = named() // What nothing names any more was collected meanwhile.
+	}
+	for _, o := range wrong {
+		if _, still := all[o.Path]; still {
+			t.Errorf("durable snapshot %s: object %s (%d bytes, stored %v) is missing or damaged", o.Snapshot, o.Key, o.Size, o.Stored)
+		}
+	}
+	t.Logf("%d objects of durable snapshots are whole", len(all))
+}
+
+// object is an object as the registry's database has it.
+type object struct {
+	Snapshot, Key, Path string
+	Size                int64
+	SHA256              []byte
+	Stored              bool
+}
+
+func (o object) whole() bool {
+	f, err := os.Open(filepath.Join(s.m.Dir, "objects", o.Path))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	sum := sha256.New()
+	n, err := io.Copy(sum, f)
+	return err == nil && o.Stored && n == o.Size && bytes.Equal(sum.Sum(nil), o.SHA256)
 }
 
 // onTheOther resumes a paused sandbox on the host that has not made its snapshot, and checks its load there.
@@ -152,6 +197,55 @@ func TestTheRegistryDiesDuringAnUploadAndWhatWasPausedBecomesDurableAfterwards(t
 	intact(t, ctx)
 }
 
+func TestAHostAgentDiesDuringAnUploadAndFinishesItAfterwards(t *testing.T) {
+	ctx := start(t)
+	sb := placed(t, ctx, "host-a")
+	l := burden(t, ctx, sb.GetId(), 24)
+	pause(t, ctx, sb.GetId())
+	kill(t, ctx, "hostagentd-host-a")
+	if get(t, ctx, sb.GetId()).GetDurable() {
+		t.Log("the upload was faster than the death")
+	}
+	back(t, ctx, "hostagentd-host-a")
+	l.onTheOther(t, ctx)
+	intact(t, ctx)
+}
+
+func TestTheDatabaseDiesDuringASpawnWhichIsDoneOnceAndOnlyOnce(t *testing.T) {
+	ctx := start(t)
+	src := create(t, ctx, on("host-a"))
+	l := burden(t, ctx, src.GetId(), 2)
+	template(t, ctx, src.GetId(), "chaos-template")
+	made := make(chan *sandboxv1.Sandbox, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		q := on("host-b")
+		q.Template, q.MemoryMb, q.RequestId = "chaos-template", 0, "spawned-without-database"
+		res, err := patiently(ctx, func(ctx context.Context) (*sandboxv1.CreateSandboxResponse, error) {
+			return s.sandboxes.CreateSandbox(ctx, q)
+		})
+		if err != nil {
+			t.Errorf("spawn: %v", err)
+		}
+		made <- res.GetSandbox()
+	})
+	eventually(t, 20*time.Second, "it is being spawned", func() bool {
+		res, err := s.sandboxes.ListSandboxes(ctx, &sandboxv1.ListSandboxesRequest{PageSize: 1})
+		return err == nil && len(res.GetSandboxes()) == 1 && res.GetSandboxes()[0].GetTemplate() == "chaos-template"
+	})
+	kill(t, ctx, "postgres")
+	back(t, ctx, "postgres")
+	wg.Wait()
+	sb := <-made
+	remove(t, sb.GetId())
+	if now := settled(t, ctx, sb.GetId()); now.GetState() != sandboxv1.State_STATE_RUNNING {
+		t.Fatalf("it is %s: %s", now.GetState(), now.GetReason())
+	}
+	load{sb.GetId(), l.memory, l.disk}.check(t, ctx)
+	l.check(t, ctx)
+	intact(t, ctx)
+}
+
 func TestTheRegistryDiesWhileASandboxIsResumedElsewhere(t *testing.T) {
 	ctx := start(t)
 	sb := placed(t, ctx, "host-a")
@@ -184,11 +278,11 @@ func TestTheRegistryDiesWhileASandboxIsResumedElsewhere(t *testing.T) {
 	l.check(t, ctx)
 }
 
-// drained drains a host while something dies, and drains again until it is empty; all loads must be well elsewhere.
+// drainedDespite drains a host while something dies, and drains again until it is empty; all loads must be well elsewhere.
 func drainedDespite(t *testing.T, dies func(context.Context)) {
 	ctx := start(t)
 	var loads []load
-	for range 3 {
+	for range 2 {
 		loads = append(loads, burden(t, ctx, placed(t, ctx, "host-a").GetId(), 2))
 	}
 	t.Cleanup(func() { cordon(t, as(context.Background(), s.key), "host-a", false) })
@@ -213,10 +307,12 @@ func drainedDespite(t *testing.T, dies func(context.Context)) {
 }
 
 func TestADrainGoesOnAfterTheSandboxServiceDies(t *testing.T) {
+	impatient(t, start(t), "lease: 3s")
 	drainedDespite(t, func(ctx context.Context) { kill(t, ctx, "sandboxd"); back(t, ctx, "sandboxd") })
 }
 
 func TestADrainGoesOnAfterTheDatabaseDies(t *testing.T) {
+	impatient(t, start(t), "lease: 3s")
 	drainedDespite(t, func(ctx context.Context) { kill(t, ctx, "postgres"); back(t, ctx, "postgres") })
 }
 
@@ -267,7 +363,7 @@ func TestConsulDiesAndWhatRunsGoesOnAndWhatIsBegunEnds(t *testing.T) {
 
 func TestAHostThatIsLostTakesOnlyWhatRanThereAndThatIsSaidWithTheReason(t *testing.T) {
 	ctx := start(t)
-	impatient(t, ctx)
+	impatient(t, ctx, "host_lost: 2s")
 	paused, runs := placed(t, ctx, "host-b"), placed(t, ctx, "host-b")
 	l := burden(t, ctx, paused.GetId(), 4)
 	pause(t, ctx, paused.GetId())
@@ -307,8 +403,8 @@ func TestAHostThatIsLostTakesOnlyWhatRanThereAndThatIsSaidWithTheReason(t *testi
 	intact(t, ctx)
 }
 
-// impatient makes the sandbox service give hosts up after seconds, until the test's end.
-func impatient(t *testing.T, ctx context.Context) {
+// impatient gives the sandbox service another timing, until the test's end.
+func impatient(t *testing.T, ctx context.Context, timing string) {
 	t.Helper()
 	path := filepath.Join(s.m.Dir, "config", "sandboxd.yaml")
 	usual, err := os.ReadFile(path)
@@ -329,5 +425,5 @@ func impatient(t *testing.T, ctx context.Context) {
 		defer cancel()
 		again(ctx, usual)
 	})
-	again(ctx, append([]byte("timing:\n  host_lost: 2s\n"), usual...))
+	again(ctx, append([]byte("timing: {"+timing+"}\n"), usual...))
 }
