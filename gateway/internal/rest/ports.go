@@ -39,7 +39,7 @@ func (s *Server) portOf(r *http.Request) (portRequest, bool) {
 		return portRequest{Port: p, path: r.URL.EscapedPath(), byHost: true}, true
 	}
 	parts := strings.SplitN(r.URL.EscapedPath(), "/", 7)
-	if len(parts) < 6 || parts[1] != "v1" || parts[2] != "sandboxes" || parts[4] != "ports" || len(parts) == 7 && parts[6] == "token" && r.Method == http.MethodPost {
+	if len(parts) < 6 || parts[1] != "v1" || parts[2] != "sandboxes" || parts[4] != "ports" || len(parts) == 7 && parts[6] == "token" {
 		return portRequest{}, false
 	}
 	q := portRequest{Port: ports.Port{Sandbox: parts[3]}}
@@ -84,6 +84,10 @@ func (s *Server) toPorts(next http.Handler) http.Handler {
 func (s *Server) servePort(w http.ResponseWriter, r *http.Request, q portRequest) error {
 	if q.err != nil {
 		return q.err
+	}
+	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
+		// The one would show a page its cookies, the other make of the gateway an open proxy.
+		return refusal{http.StatusMethodNotAllowed, apierr.E(codes.Unimplemented, "METHOD_NOT_ALLOWED", r.Method+" is not passed on to programs in sandboxes")}
 	}
 	pass, err := s.admit(r, q.Port)
 	if err != nil {
