@@ -140,40 +140,58 @@ func TestADamagedSnapshotIsRefusedByNameAndStaysUntilItIsRepaired(t *testing.T) 
 	}
 }
 
+func TestASnapshotThatIsDamagedOnItsHostIsResumedOnAnotherFromTheRegistry(t *testing.T) {
+	ctx := start(t)
+	id := create(t, ctx, small()).GetId()
+	sh(t, ctx, id, "echo kept > /dev/shm/f")
+	paused := pause(t, ctx, id)
+	eventually(t, 20*time.Second, "snapshot is durable", func() bool { return get(t, ctx, id).GetDurable() })
+	dir := filepath.Join(store(paused.GetHostId()), "snapshots", paused.GetSnapshotId())
+	damage(t, filepath.Join(dir, "state"), flip)
+	damage(t, filepath.Join(dir, "memory.hdr"), truncate)
+	if sb := again(t, ctx, id); sb.GetHostId() == paused.GetHostId() {
+		t.Errorf("it was resumed by the damaged copy: %v", sb)
+	}
+	if got := sh(t, ctx, id, "cat /dev/shm/f"); got != "kept" {
+		t.Errorf("it answers %q", got)
+	}
+}
+
 func TestMemoryThatCannotBeReadEndsInABootOrInAFailureThatSaysWhy(t *testing.T) {
 	ctx := start(t)
-	lives := create(t, ctx, small())
-	sh(t, ctx, lives.GetId(), "echo disk > /root/f; head -c 6000000 /dev/urandom > /dev/shm/f")
-	// Two snapshots of the same: one is resumed, from the other's memory a page is missing.
-	boots := fork(t, ctx, lives.GetId(), 1)[0]
-	host := lives.GetHostId()
-	path := map[string]string{}
-	for _, id := range []string{lives.GetId(), boots.GetId()} {
-		if id == boots.GetId() {
-			sh(t, ctx, id, "head -c 6000000 /dev/urandom > /dev/shm/f")
-		}
-		path[id] = filepath.Join(store(host), "builds", ownBuild(t, ctx, pause(t, ctx, id).GetSnapshotId(), "memory"))
-	}
+	sb := create(t, ctx, small())
+	id, host := sb.GetId(), sb.GetHostId()
+	here := &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host}
+	sh(t, ctx, id, "echo disk > /root/f; head -c 6000000 /dev/urandom > /dev/shm/f")
+	build := ownBuild(t, ctx, pause(t, ctx, id).GetSnapshotId(), "memory")
+	path := filepath.Join(store(host), "builds", build)
+	// A life in which nobody needs the file, so that it is not of what the next one begins with.
+	resume(t, ctx, here)
+	pause(t, ctx, id)
 	restart(t, ctx, host)
-	damage(t, path[boots.GetId()], flipEverywhere)
-	resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: boots.GetId(), HostId: host, RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_PREFER_MEMORY})
-	r := receipt(t, ctx, boots.GetId())
-	if r.GetKind() != sandboxv1.StartKind_START_KIND_DISK_BOOT || !strings.Contains(r.GetFallbackReason(), filepath.Base(path[boots.GetId()])) {
-		t.Errorf("the receipt says %s because %q", r.GetKind(), r.GetFallbackReason())
-	}
-	if got := sh(t, ctx, boots.GetId(), "cat /root/f; ls /dev/shm"); got != "disk" {
-		t.Errorf("booted from its disk it answers %q", got)
-	}
-
-	resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: lives.GetId(), HostId: host})
-	damage(t, path[lives.GetId()], flipEverywhere)
-	// The guest cannot answer any more.
-	if _, err := s.processes.Exec(ctx, &guestv1.ExecRequest{SandboxId: lives.GetId(), Cmd: "md5sum", Args: []string{"/dev/shm/f"}}); err == nil {
+	resume(t, ctx, here)
+	repair := damage(t, path, flipEverywhere)
+	if _, err := s.processes.Exec(ctx, &guestv1.ExecRequest{SandboxId: id, Cmd: "md5sum", Args: []string{"/dev/shm/f"}}); err == nil {
 		t.Error("a file in damaged memory can be read")
 	}
-	eventually(t, 10*time.Second, "sandbox FAILED", func() bool { return get(t, ctx, lives.GetId()).GetState() == sandboxv1.State_STATE_FAILED })
-	if reason := get(t, ctx, lives.GetId()).GetReason(); !strings.Contains(reason, filepath.Base(path[lives.GetId()])) {
+	eventually(t, 10*time.Second, "sandbox FAILED", func() bool { return get(t, ctx, id).GetState() == sandboxv1.State_STATE_FAILED })
+	if reason := get(t, ctx, id).GetReason(); !strings.Contains(reason, build) {
 		t.Errorf("the reason is %q", reason)
+	}
+	repair()
+
+	sb = create(t, ctx, &sandboxv1.CreateSandboxRequest{MemoryMb: 128, HostLabels: map[string]string{"host": host}})
+	id = sb.GetId()
+	sh(t, ctx, id, "echo disk > /root/f; echo memory > /dev/shm/f")
+	build = ownBuild(t, ctx, pause(t, ctx, id).GetSnapshotId(), "memory")
+	restart(t, ctx, host)
+	damage(t, filepath.Join(store(host), "builds", build), flipEverywhere)
+	resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host, RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_PREFER_MEMORY})
+	if r := receipt(t, ctx, id); r.GetKind() != sandboxv1.StartKind_START_KIND_DISK_BOOT || !strings.Contains(r.GetFallbackReason(), build) {
+		t.Errorf("the receipt says %s because %q", r.GetKind(), r.GetFallbackReason())
+	}
+	if got := sh(t, ctx, id, "cat /root/f; ls /dev/shm"); got != "disk" {
+		t.Errorf("booted from its disk it answers %q", got)
 	}
 }
 

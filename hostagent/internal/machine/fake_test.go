@@ -29,7 +29,9 @@ type world struct {
 	snaps map[string]Manifest
 	vms   map[string]*fakeVM
 	lazy  bool
-	keep  int
+	// memory is the session that was opened last.
+	memory *fakeMemory
+	keep   int
 	// cpu is what every VMM has used.
 	cpu time.Duration
 }
@@ -230,7 +232,11 @@ func (f fakeMemories) Open(ctx context.Context, _ string, b Base, _ int64, _ str
 		return nil, err
 	}
 	f.w.take("memory", 1)
-	return &fakeMemory{w: f.w, failed: make(chan struct{})}, nil
+	m := &fakeMemory{w: f.w, failed: make(chan struct{})}
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	f.w.memory = m
+	return m, nil
 }
 
 func (f fakeMemories) Reopen(ctx context.Context, id string, b Base, n int64, s string, u, _ int) (Memory, error) {

@@ -223,6 +223,29 @@ func TestPauseAndResume(t *testing.T) {
 	}
 }
 
+func TestAPageThatAVMMCannotGetWhileItLoadsEndsTheStartWithTheReason(t *testing.T) {
+	w := newWorld()
+	h := w.newHost(t)
+	m := start(t, h, spec("sb_1"))
+	if _, _, err := m.Pause(t.Context(), "snap_1"); err != nil {
+		t.Fatal(err)
+	}
+	reached, open := w.block("restore")
+	defer open()
+	go func() {
+		<-reached
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		close(w.memory.failed)
+	}()
+	s := spec("sb_1")
+	s.Image, s.SnapshotID, s.Kind, s.ColdBoot, s.Policy = "", "snap_1", Resume, false, PreferMemory
+	got, err := h.Start(t.Context(), s, "rst_2")
+	if err != nil || got.Receipt.Kind != DiskBoot || !strings.Contains(got.Receipt.Fallback, ErrDamaged.Error()) {
+		t.Errorf("prefer memory: %+v, %v", got.Receipt, err)
+	}
+}
+
 func TestADamagedSnapshotIsNoObstacleToABootFromItsDisk(t *testing.T) {
 	w := newWorld()
 	h := w.newHost(t)

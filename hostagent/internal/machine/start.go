@@ -190,12 +190,18 @@ func (m *Machine) vmConfig(h *holdings) vmm.Config {
 func (m *Machine) startVM(ctx context.Context, h *holdings) (err error) {
 	console := m.host.ConsolePath(m.spec.ID)
 	h.undo.push(undoConsole, func(context.Context) error { return removeIfThere(console) })
+	// A VMM that needs a page which cannot be served stands still, and does not answer.
+	served, stop := whileAlive(ctx, h)
+	defer stop()
 	if h.memoryFrom {
-		h.vm, err = m.host.parts.Driver.Restore(ctx, m.vmConfig(h), h.base.StatePath())
+		h.vm, err = m.host.parts.Driver.Restore(served, m.vmConfig(h), h.base.StatePath())
 	} else {
-		h.vm, err = m.host.parts.Driver.Boot(ctx, m.vmConfig(h))
+		h.vm, err = m.host.parts.Driver.Boot(served, m.vmConfig(h))
 	}
 	if err != nil {
+		if cause := (*vmError)(nil); errors.As(context.Cause(served), &cause) {
+			err = cause
+		}
 		return h.restoreError(fmt.Errorf("VMM: %w", err))
 	}
 	h.undo.push("VMM", h.vm.Kill)
@@ -238,15 +244,21 @@ type vmError struct {
 func (e *vmError) Error() string { return e.reason }
 func (e *vmError) Unwrap() error { return e.err }
 
-// whileAlive is a context that also ends, with the reason as its cause, when the VM does.
+// whileAlive is a context that also ends, with the reason as its cause, when the VM does, if there is one yet, or when its memory cannot
+// be served.
 func whileAlive(ctx context.Context, h *holdings) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
+	var died <-chan struct{}
+	vm := h.vm
+	if vm != nil {
+		died = vm.Done()
+	}
 	go func() {
 		defer close(done)
 		select {
-		case <-h.vm.Done():
-			cancel(&vmError{h.vm.Exit().Reason, ErrVMDied})
+		case <-died:
+			cancel(&vmError{vm.Exit().Reason, ErrVMDied})
 		case <-h.mem.Failed():
 			cancel(&vmError{"memory cannot be served: " + h.mem.Err().Error(), h.mem.Err()})
 		case <-ctx.Done():
