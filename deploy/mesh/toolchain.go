@@ -43,6 +43,7 @@ var packages = []struct{ name, file string }{
 // testPackages are needed by the tests alone.
 var testPackages = []struct{ name, file string }{
 	{"qemu-utils", "/usr/bin/qemu-io"},
+	{"python3-venv", "/usr/lib/python3.11/ensurepip/__init__.py"}, // For the fuzzer of the API.
 }
 
 // commands are the binaries of a mesh, by the package that each is built from.
