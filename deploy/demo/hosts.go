@@ -60,7 +60,7 @@ func (d *Demo) count(ctx context.Context, id string) (int, error) {
 
 // resumed pauses a sandbox on one host and resumes it on another, with its memory and its disk.
 func (d *Demo) resumed(ctx context.Context) error {
-	sb, err := d.create(ctx, "--template", "tiny", "--memory", "256", "--label", "role=counter")
+	sb, err := d.create(ctx, "--template", "demo-template", "--label", "role=counter")
 	if err != nil {
 		return err
 	}
