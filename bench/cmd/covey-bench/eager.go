@@ -166,7 +166,9 @@ func (b *eager) exec(ctx context.Context, script string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	conn, err := grpc.NewClient("passthrough:///guest", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialIn(ctx, b.netns, "172.16.0.2:7777") }))
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return dialIn(ctx, "/run/netns/"+b.netns, "172.16.0.2:7777")
+		}))
 	if err != nil {
 		return err
 	}
@@ -184,7 +186,7 @@ func (b *eager) exec(ctx context.Context, script string) error {
 	}
 }
 
-// dialIn dials from inside a network namespace: on a thread of its own, which ends with the goroutine because it stays locked to it.
+// dialIn dials from inside the network namespace at a path: on a thread of its own, which ends with the goroutine because it stays locked to it.
 func dialIn(ctx context.Context, netns, addr string) (net.Conn, error) {
 	type result struct {
 		c   net.Conn
@@ -193,7 +195,7 @@ func dialIn(ctx context.Context, netns, addr string) (net.Conn, error) {
 	done := make(chan result, 1)
 	go func() {
 		runtime.LockOSThread()
-		fd, err := unix.Open("/run/netns/"+netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			err = unix.Setns(fd, unix.CLONE_NEWNET)
 			unix.Close(fd)

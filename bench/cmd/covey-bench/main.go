@@ -26,6 +26,7 @@ type bench struct {
 }
 
 var benches = map[string]bench{
+	"api":       {"what the gateway costs beside native gRPC, bytes beside raw TCP, memory of idle streams", benchAPI},
 	"boot":      {"cold boot: VM start to guestd answering", benchBoot},
 	"restore":   {"spawn from a template to first exec, by memory size, beside QEMU's eager restore", benchRestore},
 	"pause":     {"pause of a 512 MiB guest, and again right after its resume", benchPause},
