@@ -199,10 +199,7 @@ func (m *Machine) startVM(ctx context.Context, h *holdings) (err error) {
 		h.vm, err = m.host.parts.Driver.Boot(served, m.vmConfig(h))
 	}
 	if err != nil {
-		if cause := (*vmError)(nil); errors.As(context.Cause(served), &cause) {
-			err = cause
-		}
-		return h.restoreError(fmt.Errorf("VMM: %w", err))
+		return h.restoreError(fmt.Errorf("VMM: %w", truer(served, err)))
 	}
 	h.undo.push("VMM", h.vm.Kill)
 	return m.note(h)
@@ -214,13 +211,13 @@ func (m *Machine) wake(ctx context.Context, h *holdings, src source, restoreID s
 		return att, fmt.Errorf("guestd: %w", err)
 	}
 	h.undo.push("guest connection", func(context.Context) error { return h.guest.Close() })
-	if h.memoryFrom {
-		if err := h.vm.Cont(ctx); err != nil {
-			return att, h.restoreError(fmt.Errorf("VMM: %w", err))
-		}
-	}
 	ctx, stop := whileAlive(ctx, h)
 	defer stop()
+	if h.memoryFrom {
+		if err := h.vm.Cont(ctx); err != nil {
+			return att, h.restoreError(fmt.Errorf("VMM: %w", truer(ctx, err)))
+		}
+	}
 	att, err = h.guest.AfterRestore(ctx, m.identity(src, restoreID))
 	if err == nil {
 		return att, nil
@@ -243,6 +240,14 @@ type vmError struct {
 
 func (e *vmError) Error() string { return e.reason }
 func (e *vmError) Unwrap() error { return e.err }
+
+// truer is the end of the VM or of its memory where that ended a context of whileAlive, else err.
+func truer(ctx context.Context, err error) error {
+	if cause := (*vmError)(nil); errors.As(context.Cause(ctx), &cause) {
+		return cause
+	}
+	return err
+}
 
 // whileAlive is a context that also ends, with the reason as its cause, when the VM does, if there is one yet, or when its memory cannot
 // be served.

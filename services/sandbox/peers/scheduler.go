@@ -18,9 +18,8 @@ type Scheduler struct {
 	place schedulerv1.SchedulerServiceClient
 	hosts schedulerv1.HostsServiceClient
 
-	mu        sync.Mutex // guards addresses and listed
+	mu        sync.Mutex // guards addresses
 	addresses map[string]string
-	listed    time.Time // when the scheduler was last asked for all
 }
 
 var _ sandbox.Scheduler = (*Scheduler)(nil)
@@ -98,23 +97,14 @@ func (s *Scheduler) list(ctx context.Context) ([]sandbox.Host, error) {
 	defer s.mu.Unlock()
 	// Added and not replaced: a scheduler that has just started does not know all hosts yet.
 	maps.Copy(s.addresses, known)
-	s.listed = time.Now()
 	return hosts, nil
 }
 
-// addressAge is how long an address is given to others without asking.
-const addressAge = time.Second
-
-// freshAddress is address for those who would keep a stale one for longer than this service does.
+// freshAddress asks for those who keep what they are told for longer than this service does, and ask again only when it was wrong.
 func (s *Scheduler) freshAddress(ctx context.Context, hostID string) (string, error) {
-	s.mu.Lock()
-	old := time.Since(s.listed) > addressAge
-	s.mu.Unlock()
-	if old {
-		// Where the scheduler does not answer, what is known is the best there is.
-		if _, err := s.list(ctx); err != nil && ctx.Err() != nil {
-			return "", err
-		}
+	// Where the scheduler does not answer, what is known is the best there is.
+	if _, err := s.list(ctx); err != nil && ctx.Err() != nil {
+		return "", err
 	}
 	return s.address(ctx, hostID)
 }
