@@ -108,7 +108,6 @@ func (s *Service) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { s.doChores(ctx) })
 	loops.Go(func() { s.noteDurables(ctx) })
-	loops.Go(func() { s.noteDurables(ctx) })
 	loops.Go(func() { newReconciler(s).run(ctx) })
 	<-ctx.Done()
 	loops.Wait()
