@@ -72,10 +72,24 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state_dir: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("state_dir %s: another host agent uses it: %w", dir, err), f.Close())
 	}
 	return f, nil
+}
+
+// lockTime is how long a lock is waited for: one of an agent that was killed is held until the last process that it was starting has ended.
+const lockTime = 5 * time.Second
+
+func flock(f *os.File) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); ; <-tick.C {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) || time.Since(began) > lockTime {
+			return err
+		}
+	}
 }
 
 func newHost(c Config, p *hostParts, d *chassis.Daemon) (*machine.Host, error) {
