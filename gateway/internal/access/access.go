@@ -43,6 +43,9 @@ type Lookup func(ctx context.Context, secret string) (Caller, error)
 
 // Keys knows callers by their keys.
 type Keys struct {
+	// Limit, if not nil, tells whether a call of a caller may begin now.
+	Limit func(Caller) error
+
 	lookup Lookup
 	now    func() time.Time
 
@@ -78,7 +81,17 @@ func (k *Keys) Identify(ctx context.Context, secret string) (context.Context, er
 	if err != nil {
 		return nil, err
 	}
-	return As(ctx, caller), nil
+	return k.Admit(ctx, caller)
+}
+
+// Admit is As for a caller whose rate is not used up.
+func (k *Keys) Admit(ctx context.Context, c Caller) (context.Context, error) {
+	if k.Limit != nil {
+		if err := k.Limit(c); err != nil {
+			return nil, err
+		}
+	}
+	return As(ctx, c), nil
 }
 
 // As returns the context of what is done for a caller that is known by other means than a key.

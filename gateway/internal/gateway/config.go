@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/coveyhq/covey/gateway/internal/limit"
 	"github.com/coveyhq/covey/services/chassis"
 )
 
@@ -14,6 +15,14 @@ type Config struct {
 	Chassis chassis.Config `yaml:"chassis"`
 	// Ports is how programs in sandboxes are reached.
 	Ports PortsConfig `yaml:"ports"`
+	// Rates bound the calls of each key and of each tenant on this gateway, requests to ports too. Default: none.
+	Rates RatesConfig `yaml:"rates"`
+}
+
+// RatesConfig are the rates of calls.
+type RatesConfig struct {
+	Key    limit.Rate `yaml:"key"`
+	Tenant limit.Rate `yaml:"tenant"`
 }
 
 // PortsConfig says how ports in sandboxes are named and their tokens signed.
@@ -60,6 +69,12 @@ func (c *Config) Validate() error {
 	}
 	if err := c.Ports.validate(); err != nil {
 		return fmt.Errorf("ports: %w", err)
+	}
+	if err := c.Rates.Key.Validate(); err != nil {
+		return fmt.Errorf("rates: key: %w", err)
+	}
+	if err := c.Rates.Tenant.Validate(); err != nil {
+		return fmt.Errorf("rates: tenant: %w", err)
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/coveyhq/covey/gateway/internal/access"
 	"github.com/coveyhq/covey/gateway/internal/dataplane"
 	"github.com/coveyhq/covey/gateway/internal/forward"
+	"github.com/coveyhq/covey/gateway/internal/limit"
 	"github.com/coveyhq/covey/gateway/internal/ports"
 	"github.com/coveyhq/covey/gateway/internal/rest"
 	"github.com/coveyhq/covey/services/chassis"
@@ -66,6 +67,8 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 	}
 	locator := sandboxv1.NewLocatorServiceClient(g.sandboxes)
 	g.keys = access.New(lookup(locator))
+	limits := limit.New(c.Rates.Key, c.Rates.Tenant)
+	g.keys.Limit = func(c access.Caller) error { return limits.Allow(c.Tenant, c.KeyID) }
 	g.hosts = dataplane.NewHosts(locator, g.Daemon.DialAddr)
 	if g.web, err = rest.New(g.restConfig(c)); err != nil {
 		return nil, err

@@ -35,8 +35,13 @@ type running struct {
 // start runs the real program on port 0.
 func start(t testing.TB) *running {
 	t.Helper()
+	return startWith(t, gateway.Config{})
+}
+
+// startWith runs it with more of a configuration than where the mesh is.
+func startWith(t testing.TB, c gateway.Config) *running {
+	t.Helper()
 	mesh := meshtest.Start(t)
-	var c gateway.Config
 	c.Chassis = chassis.Config{Service: "covey-gateway", Peers: map[string][]string{
 		"covey-sandbox": {mesh.Addr}, "covey-scheduler": {mesh.Addr}, "covey-snapshot": {mesh.Addr},
 	}}

@@ -271,7 +271,8 @@ func (s *Server) byToken(r *http.Request, p ports.Port, token string) (pass, err
 	if err != nil {
 		return pass{}, apierr.E(codes.Unauthenticated, "INVALID_PORT_TOKEN", err.Error()+"; POST "+p.Path()+"/token makes one")
 	}
-	return pass{ctx: access.As(r.Context(), access.Caller{Tenant: g.Tenant, KeyID: g.KeyID, Scopes: []string{access.Write}}), till: g.Expires}, nil
+	ctx, err := s.Keys.Admit(r.Context(), access.Caller{Tenant: g.Tenant, KeyID: g.KeyID, Scopes: []string{access.Write}})
+	return pass{ctx: ctx, till: g.Expires}, err
 }
 
 // keyPrefix begins all API keys.
