@@ -37,10 +37,15 @@ func (s *Service) decidePause(sb *Sandbox, w Work, _ bool) (verdict, error) {
 // where its VM is gone.
 func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
 	now := sb
-	err := s.pauseOnHost(ctx, sb)
+	err, snapshot := s.pauseOnHost(ctx, sb), sb.Work.SnapshotID
+	if errors.Is(err, Precondition) {
+		if own := s.hostsOwnPause(ctx, sb); own != "" {
+			err, snapshot = nil, own
+		}
+	}
 	var c Change
 	if err == nil {
-		now.pausedTo(sb.Work.SnapshotID)
+		now.pausedTo(snapshot)
 		c.Chores, c.Receipts = liveLeftovers(sb), s.lastReceipt(ctx, sb)
 		err = now.become(Paused)
 	} else if reason := s.vanished(ctx, sb); reason != "" {
@@ -56,6 +61,30 @@ func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
 		err = e
 	}
 	return s.conclude(ctx, []Sandbox{now}, err, c, Outcome{})
+}
+
+// hostsOwnPause is the snapshot that the host has paused the sandbox to by itself meanwhile, for which it waits where that is under way; empty
+// where it has not.
+func (s *Service) hostsOwnPause(ctx context.Context, sb Sandbox) string {
+	tick := time.NewTicker(catchUpTick)
+	defer tick.Stop()
+	for {
+		list, err := s.hosts.Sandboxes(ctx, sb.HostID)
+		i := slices.IndexFunc(list, func(h HostSandbox) bool { return h.ID == sb.ID })
+		switch {
+		case err != nil || i < 0:
+			return ""
+		case list[i].State == Paused:
+			return list[i].SnapshotID
+		case list[i].State != Pausing:
+			return ""
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ""
+		}
+	}
 }
 
 // lastReceipt is the record of the life that has just ended on its host, with what it has counted until then; empty where the host

@@ -134,7 +134,9 @@ func (a *app) quotaCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(res, func() { fmt.Fprintf(a.out, "the limits of %s are set; `covey usage --tenant %s` shows them\n", argv[0], argv[0]) })
+			return a.show(res, func() {
+				fmt.Fprintf(a.out, "the limits of %s are set; `covey usage --tenant %s` shows them\n", argv[0], argv[0])
+			})
 		},
 	}
 	flags := set.Flags()

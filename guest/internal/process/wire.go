@@ -59,11 +59,12 @@ const pipeBytes = 64 << 10
 // wirePipes connects output by pipes. Input is a pipe, or null where stdin is given and empty; what fits into the pipe is
 // written at once, so that no one has to carry it.
 func wirePipes(null *os.File, interactive bool, stdin []byte) (w *wiring, rest []byte, err error) {
-	w = &wiring{theirs: make([]*os.File, 3)}
+	made := &wiring{theirs: make([]*os.File, 3)}
+	w = made
 	defer func() {
-		if err != nil {
-			w.closeOurs()
-			w.closeTheirs(null)
+		if err != nil { // w is nil by then.
+			made.closeOurs()
+			made.closeTheirs(null)
 		}
 	}()
 	for i := 1; i < 3; i++ {

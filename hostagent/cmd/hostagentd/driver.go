@@ -22,7 +22,7 @@ import (
 // driver is a VMM driver with the means to let go of its VMs.
 type driver interface {
 	vmm.Driver
-	Close()
+	Close() error
 }
 
 // chooseDriver makes the VMM driver that the configuration asks for, or the best that works here, and says which features of the
@@ -105,7 +105,7 @@ func explainChoice(ctx context.Context, conf choice.Config, out io.Writer) error
 		fmt.Fprintf(out, "%s    %s: %s\n", mark, f.Candidate, f.Reason)
 	}
 	if c, ok := d.(driver); ok {
-		c.Close()
+		err = errors.Join(err, c.Close())
 	}
 	return err
 }

@@ -188,7 +188,7 @@ func (p *hostParts) tasks() []func(context.Context) {
 func (p *hostParts) close() error {
 	var errs []error
 	if d, ok := p.driver.(driver); ok {
-		d.Close()
+		errs = append(errs, d.Close())
 	}
 	if p.snaps != nil {
 		errs = append(errs, p.snaps.Close())

@@ -68,12 +68,19 @@ func (r router) explain(id, _ string, err error) error {
 	return err
 }
 
-func (r router) resolve(ctx context.Context, method, id string, _ bool) (*grpc.ClientConn, func(), error) {
+func (r router) resolve(ctx context.Context, method, id string, _ bool) (_ *grpc.ClientConn, _ func(), err error) {
 	m, err := r.find().Find(id)
 	if err != nil {
 		return nil, nil, typed(id, err)
 	}
-	// A sandbox whose timer has just fired: the call waits, is told SANDBOX_NOT_HERE and comes again once the sandbox was woken.
+	// The timer stands still from here on. Where it has just fired the call waits, is told SANDBOX_NOT_HERE and comes again once the sandbox
+	// was woken.
+	end := m.Use()
+	defer func() {
+		if err != nil {
+			end()
+		}
+	}()
 	if err := m.AwaitPause(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -86,7 +93,6 @@ func (r router) resolve(ctx context.Context, method, id string, _ bool) (*grpc.C
 	if !ok {
 		return nil, nil, apierr.E(codes.Internal, apierr.Internal, "the guest cannot be called", "sandbox_id", id)
 	}
-	end := m.Use()
 	return c.Conn(), func() {
 		if strings.HasPrefix(method, execMethod) {
 			m.ExecAnswered()

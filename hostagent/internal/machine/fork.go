@@ -72,16 +72,12 @@ func (h *Host) startCopies(ctx context.Context, copies []*Machine) error {
 	if failed == nil {
 		return nil
 	}
-	for _, m := range copies {
-		wg.Go(func() {
-			if err := m.Destroy(context.WithoutCancel(ctx), ""); err != nil {
-				failed = errors.Join(failed, err)
-			}
-		})
+	for i, m := range copies {
+		wg.Go(func() { errs[i] = m.Destroy(context.WithoutCancel(ctx), "") })
 	}
 	wg.Wait()
 	h.dismiss(copies)
-	return failed
+	return errors.Join(append(errs, failed)...)
 }
 
 var errCopyFailed = errors.New("another copy of the fork failed")

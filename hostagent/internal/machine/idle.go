@@ -3,6 +3,7 @@ package machine
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -35,7 +36,7 @@ func (m *Machine) lookAfter(now time.Time) {
 	switch {
 	case busy:
 	case !st.State.Held():
-		if now.Sub(st.StateTime) > m.host.conf.Tombstone {
+		if now.Sub(st.StateTime) > m.host.conf.Tombstone && !m.remembers(st) {
 			m.host.forget(m)
 		}
 	case st.State != Running:
@@ -47,6 +48,12 @@ func (m *Machine) lookAfter(now time.Time) {
 			m.host.spawn(func() { m.pauseIdle() })
 		}
 	}
+}
+
+// remembers tells a tombstone that alone knows of a snapshot: of a sandbox that was paused. It is forgotten once the snapshot was removed, by
+// whoever knows of it.
+func (m *Machine) remembers(st Status) bool {
+	return st.State == Paused && slices.Contains(m.host.parts.Snapshots.Local(), st.SnapshotID)
 }
 
 // cpuMark is the CPU time that a VMM had used at a time. Only Run's goroutine uses it.

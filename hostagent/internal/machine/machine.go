@@ -158,9 +158,9 @@ func (m *Machine) Guest(op string) (Guest, error) {
 // AwaitPause waits while the machine is being paused: only the end tells where a call for it belongs.
 func (m *Machine) AwaitPause(ctx context.Context) error {
 	m.mu.Lock()
-	j, pausing := m.job, m.status.State == Pausing
+	j := m.job
 	m.mu.Unlock()
-	if j == nil || !pausing {
+	if j == nil || j.op != "pause" {
 		return nil
 	}
 	return j.finished(ctx)

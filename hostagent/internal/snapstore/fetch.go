@@ -302,9 +302,11 @@ func (p *partial) land(r *buildfmt.Reader, first, end int, f *pull) error {
 	defer p.mu.Unlock()
 	for i := first; i < end; i++ {
 		delete(p.flights, i)
-		if f.err != nil {
-			continue
-		}
+	}
+	if f.err != nil {
+		return nil
+	}
+	for i := first; i < end; i++ {
 		if err := p.mark(i+1, 1); err != nil {
 			return err
 		}
@@ -312,7 +314,7 @@ func (p *partial) land(r *buildfmt.Reader, first, end int, f *pull) error {
 			p.missing--
 		}
 	}
-	if f.err == nil && p.missing == 0 {
+	if p.missing == 0 {
 		p.build.store.finish(p.build)
 	}
 	return nil

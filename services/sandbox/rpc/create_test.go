@@ -76,6 +76,8 @@ func TestBadRequestsNameTheFieldAndWhatIsLegal(t *testing.T) {
 	wantError(t, err, codes.NotFound, "TEMPLATE_NOT_FOUND", "nope", "base", "tiny")
 	_, err = r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "golden", Vcpus: 1})
 	wantError(t, err, codes.InvalidArgument, "INVALID_FIELD", "vcpus", "2", "golden")
+	_, err = r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Network: &sandboxv1.NetworkPolicy{AllowCidrs: []string{"10.0.0.0/8"}}})
+	wantError(t, err, codes.PermissionDenied, "SCOPE_REQUIRED", "network.allow_cidrs", "admin")
 	_, err = r.GetSandbox(as(t, "acme"), &sandboxv1.GetSandboxRequest{SandboxId: "x"})
 	wantError(t, err, codes.InvalidArgument, "INVALID_FIELD", "sandbox_id")
 	if list, _ := r.ListSandboxes(as(t, "acme"), &sandboxv1.ListSandboxesRequest{}); len(list.GetSandboxes()) != 0 {

@@ -3,12 +3,15 @@ package rpc
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"slices"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	"github.com/coveyhq/covey/services/chassis/apierr"
 	"github.com/coveyhq/covey/services/sandbox"
 )
 
@@ -49,11 +52,23 @@ type sandboxes struct {
 }
 
 func (s *sandboxes) CreateSandbox(ctx context.Context, r *sandboxv1.CreateSandboxRequest) (*sandboxv1.CreateSandboxResponse, error) {
+	if opensRanges(r.GetNetwork().GetAllowCidrs()) && !s.Admin(ctx) {
+		return nil, apierr.E(codes.PermissionDenied, "SCOPE_REQUIRED", "network.allow_cidrs may be set by keys with scope admin only", "field", "network.allow_cidrs", "scope", sandbox.ScopeAdmin)
+	}
 	sb, err := s.Service.Create(ctx, s.Tenant(ctx), fromCreate(r))
 	if err != nil {
 		return nil, s.fail(ctx, err)
 	}
 	return &sandboxv1.CreateSandboxResponse{Sandbox: toSandbox(sb)}, nil
+}
+
+// opensRanges tells a list of ranges that a sandbox would be let into. What is public it reaches anyway: the list is for private ranges and the
+// hosts' own addresses, which are not a tenant's to open. Lists that are not well formed are refused as such later.
+func opensRanges(cidrs []string) bool {
+	return len(cidrs) > 0 && !slices.ContainsFunc(cidrs, func(c string) bool {
+		p, err := netip.ParsePrefix(c)
+		return err != nil || !p.Addr().Is4()
+	})
 }
 
 func (s *sandboxes) GetSandbox(ctx context.Context, r *sandboxv1.GetSandboxRequest) (*sandboxv1.GetSandboxResponse, error) {

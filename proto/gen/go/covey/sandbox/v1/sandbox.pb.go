@@ -687,7 +687,7 @@ type NetworkPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// No network beyond the guest.
 	Disabled bool `protobuf:"varint,1,opt,name=disabled,proto3" json:"disabled,omitempty"`
-	// IPv4 ranges that it may reach, beside the public Internet; they win over the built-in denials.
+	// IPv4 ranges that it may reach, beside the public Internet; they win over the built-in denials. Needs a key with scope admin.
 	AllowCidrs []string `protobuf:"bytes,2,rep,name=allow_cidrs,json=allowCidrs,proto3" json:"allow_cidrs,omitempty"`
 	// IPv4 ranges that it may not reach; they win over everything.
 	DenyCidrs     []string `protobuf:"bytes,3,rep,name=deny_cidrs,json=denyCidrs,proto3" json:"deny_cidrs,omitempty"`
