@@ -92,7 +92,7 @@ func (b *eager) state() string { return filepath.Join(b.dir, "state") }
 // start runs QEMU in the namespace; more are arguments besides.
 func (b *eager) start(more ...string) (*exec.Cmd, error) {
 	args := append([]string{"netns", "exec", b.netns, "qemu-system-x86_64",
-		"-M", "microvm,acpi=on,rtc=on", "-accel", "tcg", "-cpu", "Nehalem,+rdrand,+rdseed", "-m", fmt.Sprint(b.mb), "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none",
+		"-M", "microvm,acpi=on,rtc=on", "-accel", "tcg", "-cpu", "Nehalem-v1,+rdrand", "-m", fmt.Sprint(b.mb), "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none",
 		"-kernel", filepath.Join(b.artifacts, "bzImage"), "-initrd", filepath.Join(b.artifacts, "initramfs.cpio"), "-append", b.cmdline,
 		"-drive", "if=none,id=d0,format=raw,snapshot=on,file=" + filepath.Join(b.artifacts, "images", "base.ext4"), "-device", "virtio-blk-device,drive=d0",
 		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-device,netdev=n0,mac=06:00:AC:10:00:02",
@@ -103,7 +103,7 @@ func (b *eager) start(more ...string) (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
-// save boots the guest, has it touch its memory, and saves it to a file.
+// save boots the guest, has it touch its memory, and saves it to a file: as it runs, as a guest that was stopped is restored stopped.
 func (b *eager) save(ctx context.Context) error {
 	cmd, err := b.start()
 	if err != nil {
@@ -122,7 +122,7 @@ func (b *eager) save(ctx context.Context) error {
 	}
 	defer q.Close()
 	lines := bufio.NewScanner(q)
-	for _, c := range []string{`{"execute":"qmp_capabilities"}`, `{"execute":"stop"}`, `{"execute":"migrate","arguments":{"uri":"exec:cat > ` + b.state() + `"}}`} {
+	for _, c := range []string{`{"execute":"qmp_capabilities"}`, `{"execute":"migrate","arguments":{"uri":"exec:cat > ` + b.state() + `"}}`} {
 		if _, err := fmt.Fprintln(q, c); err != nil {
 			return err
 		}

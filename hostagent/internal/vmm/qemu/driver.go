@@ -146,7 +146,7 @@ func processor(conf Config) string {
 // emulated is the processor under TCG: x86-64-v2, which what Debian and Python's wheels are built for needs, with instructions for random numbers.
 // A guest takes an eighth less of the host's time from its restore to its first answer than with "max": what it does with newer
 // instructions QEMU emulates in more steps than what it does without.
-const emulated = "Nehalem,+rdrand,+rdseed"
+const emulated = "Nehalem-v1,+rdrand"
 
 // model is what -cpu is given.
 func (c *Config) model() string {
