@@ -205,6 +205,9 @@ func (s *Service) catchUp(ctx context.Context, sb Sandbox) error {
 			return err
 		}
 		if i := slices.IndexFunc(list, func(h HostSandbox) bool { return h.ID == sb.ID }); i >= 0 {
+			if list[i].State == Pausing {
+				giveUp.Reset(s.timing.Unreachable) // The host bounds it.
+			}
 			s.judge(ctx, sb, list[i])
 		}
 		now, err := s.store.Get(ctx, sb.Tenant, sb.ID)
