@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -138,7 +139,15 @@ func start(t *testing.T) context.Context {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	t.Cleanup(cancel)
-	return as(ctx, s.key)
+	ctx = as(ctx, s.key)
+	// A test before may have ended daemons or cordoned hosts: what puts that right takes a moment to be seen.
+	eventually(t, time.Minute, "every host is ready", func() bool {
+		res, err := s.hosts.ListHosts(ctx, &schedulerv1.ListHostsRequest{})
+		return err == nil && len(res.GetHosts()) == len(s.m.Hosts) && !slices.ContainsFunc(res.GetHosts(), func(h *schedulerv1.Host) bool {
+			return h.GetState() != schedulerv1.HostState_HOST_STATE_READY
+		})
+	})
+	return ctx
 }
 
 // as calls with an API key.
