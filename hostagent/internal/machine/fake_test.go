@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 )
 
@@ -372,7 +373,16 @@ func (g fakeGuest) Metrics(ctx context.Context) (GuestMetrics, error) {
 type fakeDriver struct{ w *world }
 
 func (d fakeDriver) Capabilities() vmm.Capabilities {
-	return vmm.Capabilities{Driver: "fake", Machine: "m1", Accel: vmm.TCG, MaxVCPUs: 8, LazyMemory: d.w.lazy}
+	return vmm.Capabilities{
+		Driver: "fake", Machine: "m1", Machines: []string{"m1", "m0"}, CPUFeatures: []string{"avx", "sse2"}, Accel: vmm.TCG, MaxVCPUs: 8, LazyMemory: d.w.lazy,
+	}
+}
+
+func (d fakeDriver) CPU(baseline []string) vmm.CPU {
+	all := []string{"avx", "sse2"}
+	c := vmm.CPU{Machine: "m1", Model: "fake", Features: cpu.Limit(all, baseline)}
+	c.Masked = cpu.Minus(all, c.Features)
+	return c
 }
 
 func (d fakeDriver) Boot(ctx context.Context, c vmm.Config) (vmm.VM, error) {
@@ -388,7 +398,10 @@ func (d fakeDriver) start(ctx context.Context, c vmm.Config, how string) (vmm.VM
 		return nil, err
 	}
 	d.w.take("VM", 1)
-	vm := &fakeVM{w: d.w, done: make(chan struct{}), running: how == "boot"}
+	vm := &fakeVM{w: d.w, cpu: d.CPU(c.Baseline), done: make(chan struct{}), running: how == "boot"}
+	if c.CPU != nil {
+		vm.cpu = *c.CPU
+	}
 	d.w.mu.Lock()
 	d.w.vms[c.ID] = vm
 	d.w.mu.Unlock()
@@ -401,6 +414,7 @@ func (d fakeDriver) Reopen(ctx context.Context, c vmm.Config, _ vmm.Handle) (vmm
 
 type fakeVM struct {
 	w       *world
+	cpu     vmm.CPU
 	done    chan struct{}
 	mu      sync.Mutex // guards below
 	running bool
@@ -436,6 +450,7 @@ func (v *fakeVM) set(ctx context.Context, point string, running bool) error {
 func (v *fakeVM) Handle() vmm.Handle {
 	return vmm.Handle{Driver: "fake", PID: os.Getpid(), StartTime: 7}
 }
+func (v *fakeVM) CPU() vmm.CPU                   { return v.cpu }
 func (v *fakeVM) Stop(ctx context.Context) error { return v.set(ctx, "stop", false) }
 func (v *fakeVM) Cont(ctx context.Context) error { return v.set(ctx, "cont", true) }
 func (v *fakeVM) SaveState(ctx context.Context, _ string) error {

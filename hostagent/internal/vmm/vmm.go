@@ -58,14 +58,31 @@ type Capabilities struct {
 	Version string
 	// Accel is what it runs guests with.
 	Accel Accel
-	// Machine names the machine model that state files belong to; equal models are interchangeable.
+	// Machine names the machine model that the states of VMs booted here belong to, unless a baseline makes it another; equal models are
+	// interchangeable.
 	Machine string
+	// Machines are all models whose states load here.
+	Machines []string
+	// CPUFeatures are those of package cpu that a guest here can have, sorted: what a state needs, besides its machine.
+	CPUFeatures []string
 	// LazyMemory: Restore takes memory from the pager.
 	LazyMemory bool
 	// PrivateMapping: memory is mapped privately from the pager's file, so clones share its pages; else the pager copies.
 	PrivateMapping bool
 	// MaxVCPUs is the most virtual CPUs of one VM.
 	MaxVCPUs int
+}
+
+// CPU is the processor that a guest sees. A VM that is restored has the one that it was saved with; one that is booted has the driver's, less
+// what the host's mask and a baseline take away.
+type CPU struct {
+	// Machine names the machine model that states of the VM belong to.
+	Machine string `json:"machine"`
+	// Model is what makes the same processor again, in the driver's words.
+	Model string `json:"model"`
+	// Features are those of package cpu, Masked those that were taken away; sorted.
+	Features []string `json:"features,omitempty"`
+	Masked   []string `json:"masked,omitempty"`
 }
 
 // Config describes one VM to start. Paths are absolute and, unless said otherwise, exist when the driver is called.
@@ -82,6 +99,11 @@ type Config struct {
 	// Kernel is a bzImage (QEMU) or vmlinux (Firecracker); Initrd an initramfs; Cmdline the kernel's parameters. The
 	// driver adds only what its machine model needs (console, reboot, panic).
 	Kernel, Initrd, Cmdline string
+
+	// Baseline has the only features that the processor of a VM to be booted may have; none: all that there are.
+	Baseline []string
+	// CPU is the processor of a VM to be reopened; nil where the agent that started it did not know.
+	CPU *CPU
 
 	// Memory is the pager's file for the memory image, opened read-only; its size is MemoryBytes. Nil if the driver's
 	// Capabilities lack PrivateMapping. The driver passes it on and never closes it.
@@ -108,6 +130,8 @@ type Config struct {
 type Driver interface {
 	// Capabilities says what the driver can do here; it never fails once the driver was made.
 	Capabilities() Capabilities
+	// CPU is the processor of a VM that would be booted with a baseline.
+	CPU(baseline []string) CPU
 	// Boot starts a VM from its kernel and returns it running.
 	Boot(ctx context.Context, cfg Config) (VM, error)
 	// Restore starts a VM from a state file and returns it stopped. The pager must be ready to serve cfg.PagerSocket.
@@ -138,6 +162,8 @@ type DirtyWriter interface {
 type VM interface {
 	// Handle identifies the VM to a later process.
 	Handle() Handle
+	// CPU is the processor that the guest sees.
+	CPU() CPU
 	// Stop stands the virtual CPUs still and returns once they do and pending disk writes are done.
 	Stop(ctx context.Context) error
 	// Cont lets them go on.

@@ -42,7 +42,7 @@
 // What Firecracker writes is wrapped, because Firecracker trusts it:
 //
 //	offset  size
-//	     0     8  magic "COVEYFS" and the format's version, 1
+//	     0     8  magic "COVEYFS" and the format's version: 2, or 1, whose description lacks the guest's features
 //	     8     4  length of the description, little-endian
 //	    12     8  length of Firecracker's state, little-endian
 //	    20    32  SHA-256 of all that follows
@@ -50,6 +50,10 @@
 //
 // Firecracker only warns when a state comes from another processor, and the guest crashes later: so the description names the processor, and
 // a state is refused unless it is the same.
+//
+// What the host's mask or a baseline takes away from a VM that is booted a custom template clears in its CPUID (PUT /cpu-config). With a
+// baseline a state loads on every processor of the vendor whose guests can have the features: its CPUID goes with it. What KVM's model
+// specific registers lack there makes the load fail, and then the policy decides.
 //
 // # Jailer
 //

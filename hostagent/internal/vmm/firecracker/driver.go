@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/api"
 )
@@ -30,6 +31,8 @@ type Config struct {
 	Disks Disks
 	// Balloon gives guests a balloon device, by which they can return memory.
 	Balloon bool
+	// Mask are features that guests are not to have though they could.
+	Mask []string
 	// Timeout bounds each answer of Firecracker. Default 20 s: it answers in milliseconds, but on a host that is overrun it takes long.
 	Timeout time.Duration
 	// SaveTime bounds the making of a snapshot. Default 5 min: all dirty memory is written to a file.
@@ -46,6 +49,7 @@ type Driver struct {
 	conf    Config
 	version version
 	caps    vmm.Capabilities
+	cpus    processors
 
 	mu  sync.Mutex // guards vms
 	vms map[*VM]struct{}
@@ -66,8 +70,11 @@ func New(conf Config) (*Driver, error) {
 		return nil, err
 	}
 	d := &Driver{conf: conf, version: v, vms: map[*VM]struct{}{}}
+	if d.cpus, err = newProcessors(v, conf.Mask); err != nil {
+		return nil, fmt.Errorf("the processor's features: %w", err)
+	}
 	d.caps = vmm.Capabilities{
-		Driver: Name, Version: v.text, Accel: vmm.KVM, Machine: machineName(v), LazyMemory: true, MaxVCPUs: 32,
+		Driver: Name, Version: v.text, Accel: vmm.KVM, Machine: d.cpus.own(), Machines: d.cpus.machines(), CPUFeatures: d.cpus.has, LazyMemory: true, MaxVCPUs: 32,
 	}
 	return d, nil
 }
@@ -80,6 +87,9 @@ func (c *Config) fill() (err error) {
 		if *field == 0 {
 			*field = standard
 		}
+	}
+	if err := cpu.Check(c.Mask); err != nil {
+		return fmt.Errorf("mask: %w", err)
 	}
 	if c.Binary == "" {
 		if c.Binary, err = exec.LookPath("firecracker"); err != nil {
@@ -132,11 +142,6 @@ func findJailer(binary string) string {
 	return ""
 }
 
-// machineName names what a state file depends on.
-func machineName(v version) string {
-	return fmt.Sprintf("firecracker-%d.%d-%s", v.major, layoutVersion, hostProcessor())
-}
-
 // hostProcessor is vendor, family, model and stepping of the host's processor.
 func hostProcessor() string {
 	b, err := os.ReadFile("/proc/cpuinfo")
@@ -158,6 +163,9 @@ func hostProcessor() string {
 
 // Capabilities implements vmm.Driver.
 func (d *Driver) Capabilities() vmm.Capabilities { return d.caps }
+
+// CPU implements vmm.Driver.
+func (d *Driver) CPU(baseline []string) vmm.CPU { return d.cpus.boot(baseline) }
 
 // Close lets go of all VMs, which live on: a later agent can reopen them. No VM may be used afterwards.
 func (d *Driver) Close() error {

@@ -27,7 +27,7 @@ func (v *VM) SaveState(ctx context.Context, path string) error {
 			return err
 		}
 		defer f.Close()
-		return v.driver.writeState(path, &v.cfg, f)
+		return v.driver.writeState(path, &v.cfg, v.cpu, f)
 	})
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)

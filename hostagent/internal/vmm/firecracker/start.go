@@ -50,7 +50,7 @@ func ownDir(cfg *vmm.Config) string { return filepath.Join(cfg.RunDir, "vm") }
 
 // Boot implements vmm.Driver.
 func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
-	v, err := d.start(ctx, cfg, nil)
+	v, err := d.start(ctx, cfg, d.cpus.boot(cfg.Baseline), nil)
 	if err != nil {
 		return nil, fmt.Errorf("boot: %w", err)
 	}
@@ -63,11 +63,11 @@ func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
 
 // Restore implements vmm.Driver.
 func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, statePath string) (vmm.VM, error) {
-	state, err := d.openState(statePath, &cfg)
+	state, cpu, err := d.openState(statePath, &cfg)
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
-	v, err := d.start(ctx, cfg, state)
+	v, err := d.start(ctx, cfg, cpu, state)
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
@@ -79,7 +79,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, statePath string) 
 }
 
 // start starts Firecracker, with nothing configured. A state is for a VM that is to load it.
-func (d *Driver) start(ctx context.Context, cfg vmm.Config, state []byte) (_ *VM, err error) {
+func (d *Driver) start(ctx context.Context, cfg vmm.Config, cpu vmm.CPU, state []byte) (_ *VM, err error) {
 	if err := d.check(&cfg, state != nil); err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, state []byte) (_ *VM
 	if err := makeOwnDir(&cfg, state); err != nil {
 		return nil, err
 	}
-	v := d.newVM(cfg)
+	v := d.newVM(cfg, cpu)
 	defer func() {
 		if err != nil {
 			v.abandon()
@@ -266,6 +266,9 @@ func (v *VM) configure(ctx context.Context) error {
 		{"PUT", "/boot-source", bootSource(cfg)},
 		{"PUT", "/entropy", api.EntropyDevice{}},
 	}
+	if len(v.cpu.Masked) > 0 {
+		requests = append(requests, request{"PUT", "/cpu-config", template(v.cpu.Masked)})
+	}
 	if v.disk != nil {
 		requests = append(requests, request{"PUT", "/drives/" + driveID, api.Drive{DriveID: driveID, PathOnHost: roomDisk, CacheType: api.Writeback}})
 	}
@@ -334,7 +337,11 @@ func (d *Driver) Reopen(ctx context.Context, cfg vmm.Config, h vmm.Handle) (_ vm
 	if h.Driver != Name {
 		return nil, fmt.Errorf("reopen: the VM belongs to the driver %q, not %q", h.Driver, Name)
 	}
-	v := d.newVM(cfg)
+	cpu := d.cpus.former()
+	if cfg.CPU != nil {
+		cpu = *cfg.CPU
+	}
+	v := d.newVM(cfg, cpu)
 	defer func() {
 		if err != nil {
 			v.detach()

@@ -8,12 +8,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 )
 
 const (
-	stateMagic  = "COVEYFS\x01"
+	stateMagic = "COVEYFS"
+	// formerState does not say which features the processor had: all of the host's. Every state that is written says it.
+	formerState = 1
+	stateFormat = 2
 	stateHeader = 52
 	// Limits of a state file's parts, in bytes; the state has about 20 KiB.
 	maxMeta  = 64 << 10
@@ -22,7 +26,9 @@ const (
 
 // stateMeta says what a VM must be like to load a state, and which Firecracker.
 type stateMeta struct {
-	Version string `json:"version"`
+	// CPU is the guest's processor as the host agent knows it; the state has all of it.
+	CPU     vmm.CPU `json:"cpu,omitzero"`
+	Version string  `json:"version"`
 	// Major and Minor are the state format's.
 	Major int `json:"format_major"`
 	Minor int `json:"format_minor"`
@@ -36,9 +42,9 @@ type stateMeta struct {
 	TAP string `json:"tap"`
 }
 
-func (d *Driver) meta(cfg *vmm.Config) stateMeta {
+func (d *Driver) meta(cfg *vmm.Config, cpu vmm.CPU) stateMeta {
 	return stateMeta{
-		Version: d.version.text, Major: d.version.major, Minor: d.version.minor, Layout: layoutVersion, Processor: hostProcessor(),
+		CPU: cpu, Version: d.version.text, Major: d.version.major, Minor: d.version.minor, Layout: layoutVersion, Processor: d.cpus.host,
 		VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes, Disk: cfg.DiskSocket != "" || cfg.DiskPath != "", TAP: cfg.TapName,
 	}
 }
@@ -49,7 +55,7 @@ func (m stateMeta) fits(v version, mine stateMeta) error {
 		return fmt.Errorf("%w: it is of Firecracker %s (state format %d.%d), and Firecracker %s loads format %d up to %d.%d only; %s",
 			vmm.ErrIncompatible, m.Version, m.Major, m.Minor, v.text, v.major, v.major, v.minor, loadersOf(m.Major, m.Minor))
 	}
-	if m.Processor != mine.Processor {
+	if m.Processor != mine.Processor && !(m.baselined() && vendorOf(m.Processor) == vendorOf(mine.Processor)) {
 		return fmt.Errorf("%w: it was saved on the processor %s, this host has %s; a host with the same vendor, family, model and stepping can load it",
 			vmm.ErrIncompatible, m.Processor, mine.Processor)
 	}
@@ -71,8 +77,18 @@ func (m stateMeta) fits(v version, mine stateMeta) error {
 	return nil
 }
 
+// baselined tells whether the guest sees what a baseline has left of the processor, and not the processor.
+func (m stateMeta) baselined() bool {
+	return m.CPU.Machine != "" && strings.HasSuffix(m.CPU.Machine, "-"+vendorOf(m.Processor))
+}
+
+func vendorOf(processor string) string {
+	vendor, _, _ := strings.Cut(processor, "-")
+	return vendor
+}
+
 // writeState wraps Firecracker's state into a state file.
-func (d *Driver) writeState(path string, cfg *vmm.Config, from *os.File) error {
+func (d *Driver) writeState(path string, cfg *vmm.Config, cpu vmm.CPU, from *os.File) error {
 	body, err := io.ReadAll(io.NewSectionReader(from, 0, maxState+1))
 	if err != nil {
 		return err
@@ -80,7 +96,7 @@ func (d *Driver) writeState(path string, cfg *vmm.Config, from *os.File) error {
 	if len(body) == 0 || len(body) > maxState {
 		return fmt.Errorf("Firecracker has written a state of %d bytes, want 1 to %d", len(body), maxState)
 	}
-	b, err := encodeState(d.meta(cfg), body)
+	b, err := encodeState(d.meta(cfg, cpu), body)
 	if err != nil {
 		return err
 	}
@@ -93,7 +109,7 @@ func encodeState(meta stateMeta, body []byte) ([]byte, error) {
 		return nil, err
 	}
 	b := make([]byte, stateHeader, stateHeader+len(m)+len(body))
-	copy(b, stateMagic)
+	b[copy(b, stateMagic)] = stateFormat
 	binary.LittleEndian.PutUint32(b[8:], uint32(len(m)))
 	binary.LittleEndian.PutUint64(b[12:], uint64(len(body)))
 	b = append(append(b, m...), body...)
@@ -102,30 +118,39 @@ func encodeState(meta stateMeta, body []byte) ([]byte, error) {
 	return b, nil
 }
 
-// openState verifies a state file and returns Firecracker's state.
-func (d *Driver) openState(path string, cfg *vmm.Config) ([]byte, error) {
+// openState verifies a state file and returns Firecracker's state, with the processor that the VM has.
+func (d *Driver) openState(path string, cfg *vmm.Config) ([]byte, vmm.CPU, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, vmm.CPU{}, err
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, stateHeader+maxMeta+maxState+1))
 	if err != nil {
-		return nil, err
+		return nil, vmm.CPU{}, err
 	}
 	meta, body, err := decodeState(b)
 	if err == nil {
-		err = meta.fits(d.version, d.meta(cfg))
+		if meta.CPU.Machine == "" {
+			meta.CPU = d.cpus.former()
+		}
+		err = meta.fits(d.version, d.meta(cfg, meta.CPU))
+	}
+	if err == nil {
+		err = d.cpus.fits(meta.CPU)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("state %s: %w", path, err)
+		return nil, vmm.CPU{}, fmt.Errorf("state %s: %w", path, err)
 	}
-	return body, nil
+	return body, meta.CPU, nil
 }
 
 func decodeState(b []byte) (meta stateMeta, body []byte, err error) {
 	if len(b) < stateHeader || !bytes.HasPrefix(b, []byte(stateMagic)) {
 		return meta, nil, fmt.Errorf("%w: it is no state file of this driver", vmm.ErrIncompatible)
+	}
+	if f := b[len(stateMagic)]; f < formerState || f > stateFormat {
+		return meta, nil, fmt.Errorf("%w: its format is %d, this host agent reads %d to %d", vmm.ErrIncompatible, f, formerState, stateFormat)
 	}
 	m, n := uint64(binary.LittleEndian.Uint32(b[8:])), binary.LittleEndian.Uint64(b[12:])
 	rest := b[stateHeader:]

@@ -3,6 +3,7 @@ package firecracker
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -84,7 +85,7 @@ func TestADamagedStateIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, body, err := decodeState(whole); err != nil || got != meta || string(body) != "a state" {
+	if got, body, err := decodeState(whole); err != nil || !reflect.DeepEqual(got, meta) || string(body) != "a state" {
 		t.Errorf("%+v, %q, %v", got, body, err)
 	}
 	for i := range whole {

@@ -21,6 +21,7 @@ var past = time.Unix(1, 0)
 type VM struct {
 	driver  *Driver
 	cfg     vmm.Config
+	cpu     vmm.CPU
 	proc    *launch.Process
 	client  *api.Client
 	disk    Disk // nil: there is none
@@ -44,8 +45,8 @@ type VM struct {
 	once     sync.Once
 }
 
-func (d *Driver) newVM(cfg vmm.Config) *VM {
-	return &VM{driver: d, cfg: cfg, metrics: newMeter(), busy: make(chan struct{}, 1), done: make(chan struct{}), detached: make(chan struct{})}
+func (d *Driver) newVM(cfg vmm.Config, cpu vmm.CPU) *VM {
+	return &VM{driver: d, cfg: cfg, cpu: cpu, metrics: newMeter(), busy: make(chan struct{}, 1), done: make(chan struct{}), detached: make(chan struct{})}
 }
 
 // connect connects to a process, and begins to watch it.
@@ -235,6 +236,9 @@ func (v *VM) abandon() {
 func (v *VM) Handle() vmm.Handle {
 	return vmm.Handle{Driver: Name, PID: v.proc.PID(), StartTime: v.proc.StartTime(), Control: v.control()}
 }
+
+// CPU implements vmm.VM.
+func (v *VM) CPU() vmm.CPU { return v.cpu }
 
 // Done implements vmm.VM.
 func (v *VM) Done() <-chan struct{} { return v.done }

@@ -19,11 +19,11 @@ type descriptors struct{ control, console, memory, userfaultfd, disk, tap int }
 const tbSize = 128
 
 // arguments is QEMU's command line. Boot and restore differ in kernel and -incoming alone: whatever makes a device must be the same.
-func (d *Driver) arguments(cfg *vmm.Config, fds descriptors, restore bool) []string {
+func (d *Driver) arguments(cfg *vmm.Config, cpu vmm.CPU, fds descriptors, restore bool) []string {
 	a := []string{
 		"-name", escape(cfg.ID) + ",debug-threads=on",
 		"-M", "microvm,acpi=on,rtc=on,mem-merge=off,dump-guest-core=off" + memoryBackend(cfg),
-		"-accel", d.accel(cfg), "-cpu", d.conf.model(),
+		"-accel", d.accel(cfg), "-cpu", cpu.Model,
 		"-smp", strconv.Itoa(cfg.VCPUs), "-m", strconv.FormatInt(cfg.MemoryBytes>>20, 10) + "M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",

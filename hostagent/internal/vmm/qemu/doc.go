@@ -19,7 +19,7 @@
 // What QEMU writes is wrapped, because QEMU trusts it: a damaged byte may load, fail, or end in an assertion.
 //
 //	offset  size
-//	     0     8  magic "COVEYQS" and the format's version, 1
+//	     0     8  magic "COVEYQS" and the format's version: 2, or 1, whose description lacks the processor
 //	     8     4  length of the description, little-endian
 //	    12     8  length of QEMU's stream, little-endian
 //	    20    32  SHA-256 of all that follows
@@ -38,6 +38,11 @@
 //
 // Under TCG the model is Nehalem, which is emulated the same on every host, and quicker than newer ones. Under KVM it is the
 // host's own, and a state loads only where the processor is the same, unless the configuration names a model.
+//
+// What a guest has of it QEMU is asked when the driver is made (query-cpu-model-expansion): the model's features, as far as the accelerator
+// has them. The host's mask and a baseline take features away from VMs that are booted, by -cpu MODEL,-feature. Under KVM a baseline is
+// laid upon a generic model in place of the host's own, so that hosts with other processors of the vendor can load the state. A restored
+// VM gets the processor that its state describes, whatever masks and baselines say, and is refused where the host's guests cannot have it.
 //
 // Under TCG a guest's time stamp counter runs as fast as the host's, and is the only clock that its kernel has. Where a state is loaded on
 // a host with another frequency the guest's clock runs too fast or too slow from then on; the log says so.

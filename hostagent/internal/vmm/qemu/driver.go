@@ -10,10 +10,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 )
 
@@ -31,6 +31,8 @@ type Config struct {
 	Accel vmm.Accel
 	// CPU is a processor model of QEMU. Default: Nehalem for TCG, "host" for KVM.
 	CPU string
+	// Mask are features that guests are not to have though they could.
+	Mask []string
 	// Timeout bounds each answer of QEMU. Default 20 s: QEMU answers in milliseconds, but on a host that is overrun it takes long.
 	Timeout time.Duration
 	Log     *slog.Logger
@@ -40,6 +42,7 @@ type Config struct {
 type Driver struct {
 	conf Config
 	caps vmm.Capabilities
+	cpus processors
 	// userfaultfd is /dev/userfaultfd, which VMMs inherit; nil without Preload.
 	userfaultfd *os.File
 
@@ -65,6 +68,9 @@ func New(conf Config) (*Driver, error) {
 		return nil, err
 	}
 	d := &Driver{conf: conf, vms: map[*VM]struct{}{}}
+	if d.cpus, err = askProcessors(conf, series(version)); err != nil {
+		return nil, err
+	}
 	if conf.Preload != "" {
 		if d.userfaultfd, err = os.OpenFile("/dev/userfaultfd", os.O_RDWR, 0); err != nil {
 			return nil, fmt.Errorf("the pager needs userfaultfd: %w", err)
@@ -74,7 +80,7 @@ func New(conf Config) (*Driver, error) {
 		tscKHz() // not within the first boot
 	}
 	d.caps = vmm.Capabilities{
-		Driver: Name, Version: version, Accel: conf.Accel, Machine: machineName(version, conf),
+		Driver: Name, Version: version, Accel: conf.Accel, Machine: d.cpus.boot(nil).Machine, Machines: d.cpus.machines(), CPUFeatures: d.cpus.has,
 		LazyMemory: conf.Preload != "", PrivateMapping: conf.Preload != "", MaxVCPUs: 32,
 	}
 	return d, nil
@@ -94,6 +100,9 @@ func (c *Config) fill() (err error) {
 		c.Accel = vmm.TCG
 	case c.Accel != vmm.TCG && c.Accel != vmm.KVM:
 		return fmt.Errorf("accelerator: must be %q or %q, got %q", vmm.TCG, vmm.KVM, c.Accel)
+	}
+	if err := cpu.Check(c.Mask); err != nil {
+		return fmt.Errorf("mask: %w", err)
 	}
 	if c.Preload != "" {
 		if c.Preload, err = filepath.Abs(c.Preload); err == nil {
@@ -123,63 +132,11 @@ func version(binary string) (string, error) {
 	return string(m[1]), nil
 }
 
-// layout is raised whenever the command line changes in a way that keeps older states from loading.
-const layout = 2
-
-// machineName names what a state file depends on. The model microvm has no versions of its own, so QEMU's stands for them; bug fixes
-// (the third number) keep the state's format.
-func machineName(version string, conf Config) string {
-	series := version[:strings.LastIndexByte(version, '.')]
-	return fmt.Sprintf("microvm-%s.%d-%s-%s", series, layout, conf.Accel, processor(conf))
-}
-
-// processor names the processor that a guest sees.
-func processor(conf Config) string {
-	model := conf.model()
-	name, _, _ := strings.Cut(model, ",")
-	if conf.Accel == vmm.KVM && (name == "host" || name == "max") {
-		return model + "(" + hostProcessor() + ")"
-	}
-	return model
-}
-
-// emulated is the processor under TCG: x86-64-v2, which what Debian and Python's wheels are built for needs, with instructions for random numbers.
-// A guest takes an eighth less of the host's time from its restore to its first answer than with "max": what it does with newer
-// instructions QEMU emulates in more steps than what it does without.
-const emulated = "Nehalem-v1,+rdrand"
-
-// model is what -cpu is given.
-func (c *Config) model() string {
-	switch {
-	case c.CPU != "":
-		return c.CPU
-	case c.Accel == vmm.KVM:
-		return "host"
-	}
-	return emulated
-}
-
-// hostProcessor is vendor, family, model and stepping of the host's processor.
-func hostProcessor() string {
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "unknown"
-	}
-	var parts []string
-	for _, line := range strings.Split(string(b), "\n") {
-		key, value, _ := strings.Cut(line, ":")
-		switch strings.TrimSpace(key) {
-		case "vendor_id", "cpu family", "model", "stepping":
-			parts = append(parts, strings.TrimSpace(value))
-		case "":
-			return strings.Join(parts, "-") // the first processor's is enough
-		}
-	}
-	return strings.Join(parts, "-")
-}
-
 // Capabilities implements vmm.Driver.
 func (d *Driver) Capabilities() vmm.Capabilities { return d.caps }
+
+// CPU implements vmm.Driver.
+func (d *Driver) CPU(baseline []string) vmm.CPU { return d.cpus.boot(baseline) }
 
 // Close lets go of all VMs, which live on: a later agent can reopen them. No VM may be used afterwards.
 func (d *Driver) Close() error {

@@ -42,7 +42,7 @@ func (v *VM) SaveState(ctx context.Context, path string) error {
 		if err != nil {
 			return err
 		}
-		return v.driver.writeState(path, &v.cfg, stream)
+		return v.driver.writeState(path, &v.cfg, v.cpu, stream)
 	})
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)

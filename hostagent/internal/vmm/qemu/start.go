@@ -20,7 +20,7 @@ const maxFile = 16 << 20
 
 // Boot implements vmm.Driver.
 func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
-	v, err := d.start(ctx, cfg, false)
+	v, err := d.start(ctx, cfg, d.cpus.boot(cfg.Baseline), false)
 	if err != nil {
 		return nil, fmt.Errorf("boot: %w", err)
 	}
@@ -36,12 +36,12 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, statePath string) 
 	if cfg.PagerSocket == "" {
 		return nil, fmt.Errorf("restore: %w without a pager", vmm.ErrUnsupported)
 	}
-	state, err := d.openState(statePath, &cfg)
+	state, cpu, err := d.openState(statePath, &cfg)
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	defer state.Close()
-	v, err := d.start(ctx, cfg, true)
+	v, err := d.start(ctx, cfg, cpu, true)
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
@@ -53,7 +53,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, statePath string) 
 }
 
 // start starts QEMU and returns the VM stopped.
-func (d *Driver) start(ctx context.Context, cfg vmm.Config, restore bool) (*VM, error) {
+func (d *Driver) start(ctx context.Context, cfg vmm.Config, cpu vmm.CPU, restore bool) (*VM, error) {
 	if err := d.check(&cfg); err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, restore bool) (*VM, 
 	}
 	f := &files{}
 	defer f.close()
-	spec, err := d.spec(&cfg, f, restore)
+	spec, err := d.spec(&cfg, cpu, f, restore)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, restore bool) (*VM, 
 	}
 	// With QEMU's copy the only one, the socket is refused as soon as QEMU ends.
 	f.close()
-	v, err := d.connect(ctx, cfg, proc, controlSocket(cfg.RunDir), f.consoleStart)
+	v, err := d.connect(ctx, cfg, cpu, proc, controlSocket(cfg.RunDir), f.consoleStart)
 	if err != nil {
 		kill(proc)
 		proc.Close()
@@ -121,7 +121,7 @@ func (f *files) close() {
 	f.closing = nil
 }
 
-func (d *Driver) spec(cfg *vmm.Config, f *files, restore bool) (launch.Spec, error) {
+func (d *Driver) spec(cfg *vmm.Config, cpu vmm.CPU, f *files, restore bool) (launch.Spec, error) {
 	fds := descriptors{control: -1, console: -1, memory: -1, userfaultfd: -1, disk: -1, tap: -1}
 	spec := launch.Spec{
 		Path: d.conf.Binary, UID: cfg.UID, GID: cfg.GID, NetNS: cfg.NetNS, TAP: cfg.TapName,
@@ -155,7 +155,7 @@ func (d *Driver) spec(cfg *vmm.Config, f *files, restore bool) (launch.Spec, err
 	if cfg.TapName != "" {
 		fds.tap = spec.TAPFile()
 	}
-	spec.Args = d.arguments(cfg, fds, restore)
+	spec.Args = d.arguments(cfg, cpu, fds, restore)
 	return spec, nil
 }
 
@@ -188,7 +188,11 @@ func (d *Driver) Reopen(ctx context.Context, cfg vmm.Config, h vmm.Handle) (vmm.
 	if err != nil {
 		return nil, fmt.Errorf("reopen: %w", err)
 	}
-	v, err := d.connect(ctx, cfg, proc, h.Control, 0)
+	cpu := d.cpus.former()
+	if cfg.CPU != nil {
+		cpu = *cfg.CPU
+	}
+	v, err := d.connect(ctx, cfg, cpu, proc, h.Control, 0)
 	if err != nil {
 		proc.Close()
 		return nil, fmt.Errorf("reopen: %w", err)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -16,7 +17,10 @@ import (
 )
 
 const (
-	stateMagic  = "COVEYQS\x01"
+	stateMagic = "COVEYQS"
+	// formerState does not say which processor the VM had: it is the standard one of the machine. Every state that is written says it.
+	formerState = 1
+	stateFormat = 2
 	stateHeader = 52
 	// Limits of a state file's parts, in bytes; the stream has about 60 KiB.
 	maxMeta   = 64 << 10
@@ -27,6 +31,9 @@ const (
 
 // stateMeta says what a VM must be like to load a stream.
 type stateMeta struct {
+	// CPU is the guest's processor, the machine model included.
+	CPU vmm.CPU `json:"cpu,omitzero"`
+	// Machine is all that states of the former format say of the processor; others repeat CPU's.
 	Machine     string `json:"machine"`
 	Version     string `json:"version"`
 	VCPUs       int    `json:"vcpus"`
@@ -37,9 +44,9 @@ type stateMeta struct {
 	TSCKHz uint64 `json:"tsc_khz,omitempty"`
 }
 
-func (d *Driver) meta(cfg *vmm.Config) stateMeta {
+func (d *Driver) meta(cfg *vmm.Config, cpu vmm.CPU) stateMeta {
 	m := stateMeta{
-		Machine: d.caps.Machine, Version: d.caps.Version, VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes,
+		CPU: cpu, Machine: cpu.Machine, Version: d.caps.Version, VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes,
 		Disk: cfg.DiskSocket != "" || cfg.DiskPath != "", Network: cfg.TapName != "",
 	}
 	if d.conf.Accel == vmm.TCG {
@@ -56,13 +63,13 @@ func (m stateMeta) drift(mine stateMeta) float64 {
 	return float64(mine.TSCKHz)/float64(m.TSCKHz) - 1
 }
 
-// fits says what keeps a VM like mine from loading a state of m. The third number of the version does not matter, see machineName.
+// fits says what keeps a VM like mine from loading a state of m, the processor aside.
 func (m stateMeta) fits(mine stateMeta) error {
 	for _, f := range []struct {
 		what       string
 		have, want any
 	}{
-		{"machine", m.Machine, mine.Machine}, {"number of vCPUs", m.VCPUs, mine.VCPUs}, {"memory in bytes", m.MemoryBytes, mine.MemoryBytes},
+		{"number of vCPUs", m.VCPUs, mine.VCPUs}, {"memory in bytes", m.MemoryBytes, mine.MemoryBytes},
 		{"disk", m.Disk, mine.Disk}, {"network card", m.Network, mine.Network},
 	} {
 		if f.have != f.want {
@@ -73,8 +80,8 @@ func (m stateMeta) fits(mine stateMeta) error {
 }
 
 // writeState wraps QEMU's stream into a state file.
-func (d *Driver) writeState(path string, cfg *vmm.Config, stream []byte) error {
-	b, err := encodeState(d.meta(cfg), stream)
+func (d *Driver) writeState(path string, cfg *vmm.Config, cpu vmm.CPU, stream []byte) error {
+	b, err := encodeState(d.meta(cfg, cpu), stream)
 	if err != nil {
 		return err
 	}
@@ -87,7 +94,7 @@ func encodeState(meta stateMeta, body []byte) ([]byte, error) {
 		return nil, err
 	}
 	b := make([]byte, stateHeader, stateHeader+len(m)+len(body))
-	copy(b, stateMagic)
+	b[copy(b, stateMagic)] = stateFormat
 	binary.LittleEndian.PutUint32(b[8:], uint32(len(m)))
 	binary.LittleEndian.PutUint64(b[12:], uint64(len(body)))
 	b = append(append(b, m...), body...)
@@ -96,31 +103,29 @@ func encodeState(meta stateMeta, body []byte) ([]byte, error) {
 	return b, nil
 }
 
-// openState verifies a state file and returns QEMU's stream in a file in memory.
-func (d *Driver) openState(path string, cfg *vmm.Config) (*os.File, error) {
+// openState verifies a state file and returns QEMU's stream in a file in memory, with the processor that the VM needs.
+func (d *Driver) openState(path string, cfg *vmm.Config) (*os.File, vmm.CPU, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, vmm.CPU{}, err
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, stateHeader+maxMeta+maxStream+1))
 	if err != nil {
-		return nil, err
+		return nil, vmm.CPU{}, err
 	}
 	meta, body, err := decodeState(b)
+	if err == nil {
+		meta.CPU = d.cpus.saved(meta)
+		err = errors.Join(d.cpus.fits(meta.CPU), meta.fits(d.meta(cfg, meta.CPU)))
+	}
 	if err != nil {
-		return nil, fmt.Errorf("state %s: %w", path, err)
+		return nil, vmm.CPU{}, fmt.Errorf("state %s: %w", path, err)
 	}
-	if err := meta.fits(d.meta(cfg)); err != nil {
-		return nil, fmt.Errorf("state %s: %w", path, err)
-	}
-	if drift := meta.drift(d.meta(cfg)); math.Abs(drift) > tolerableDrift {
-		d.conf.Log.Warn("the guest's clock will not run right: the host's time stamp counter has another frequency", "sandbox", cfg.ID,
-			"state_khz", meta.TSCKHz, "host_khz", tscKHz(), "drift", drift)
-	}
+	d.warnOfDrift(cfg, meta)
 	stream, err := memoryFile("covey-state")
 	if err != nil {
-		return nil, err
+		return nil, vmm.CPU{}, err
 	}
 	_, err = stream.Write(body)
 	if err == nil {
@@ -128,14 +133,34 @@ func (d *Driver) openState(path string, cfg *vmm.Config) (*os.File, error) {
 	}
 	if err != nil {
 		stream.Close()
-		return nil, err
+		return nil, vmm.CPU{}, err
 	}
-	return stream, nil
+	return stream, meta.CPU, nil
+}
+
+// saved is the processor of the VM that a state is of.
+func (p *processors) saved(m stateMeta) vmm.CPU {
+	if m.CPU.Machine != "" {
+		return m.CPU
+	}
+	cpu := p.former()
+	cpu.Machine = m.Machine
+	return cpu
+}
+
+func (d *Driver) warnOfDrift(cfg *vmm.Config, meta stateMeta) {
+	if drift := meta.drift(d.meta(cfg, meta.CPU)); math.Abs(drift) > tolerableDrift {
+		d.conf.Log.Warn("the guest's clock will not run right: the host's time stamp counter has another frequency", "sandbox", cfg.ID,
+			"state_khz", meta.TSCKHz, "host_khz", tscKHz(), "drift", drift)
+	}
 }
 
 func decodeState(b []byte) (meta stateMeta, body []byte, err error) {
 	if len(b) < stateHeader || !bytes.HasPrefix(b, []byte(stateMagic)) {
 		return meta, nil, fmt.Errorf("%w: it is no state file of this driver", vmm.ErrIncompatible)
+	}
+	if f := b[len(stateMagic)]; f < formerState || f > stateFormat {
+		return meta, nil, fmt.Errorf("%w: its format is %d, this host agent reads %d to %d", vmm.ErrIncompatible, f, formerState, stateFormat)
 	}
 	m, n := uint64(binary.LittleEndian.Uint32(b[8:])), binary.LittleEndian.Uint64(b[12:])
 	rest := b[stateHeader:]

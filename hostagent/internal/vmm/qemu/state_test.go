@@ -5,12 +5,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 )
 
-var someMeta = stateMeta{Machine: "m", Version: "7.2.22", VCPUs: 2, MemoryBytes: 1 << 28, Disk: true, Network: true, TSCKHz: 2000000}
+var someMeta = stateMeta{
+	CPU:     vmm.CPU{Machine: "m", Model: "Nehalem-v1,-sse4.2", Features: []string{"sse2"}, Masked: []string{"sse4_2"}},
+	Machine: "m", Version: "7.2.22", VCPUs: 2, MemoryBytes: 1 << 28, Disk: true, Network: true, TSCKHz: 2000000,
+}
 
 func TestAStateFileGivesBackWhatWasWrapped(t *testing.T) {
 	body := []byte("QEVM and so on")
@@ -19,7 +25,7 @@ func TestAStateFileGivesBackWhatWasWrapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	meta, got, err := decodeState(b)
-	if err != nil || meta != someMeta || !bytes.Equal(got, body) {
+	if err != nil || !reflect.DeepEqual(meta, someMeta) || !bytes.Equal(got, body) {
 		t.Errorf("got %+v, %q, %v", meta, got, err)
 	}
 }
@@ -50,7 +56,7 @@ func TestAStateLoadsOnlyIntoAVMLikeItsOwn(t *testing.T) {
 		t.Errorf("a bug fix of QEMU, and another clock: %v", err)
 	}
 	for what, change := range map[string]func(*stateMeta){
-		"machine": func(m *stateMeta) { m.Machine = "n" }, "vcpus": func(m *stateMeta) { m.VCPUs++ },
+		"vcpus":  func(m *stateMeta) { m.VCPUs++ },
 		"memory": func(m *stateMeta) { m.MemoryBytes++ }, "disk": func(m *stateMeta) { m.Disk = false }, "network": func(m *stateMeta) { m.Network = false },
 	} {
 		mine := someMeta
@@ -58,6 +64,28 @@ func TestAStateLoadsOnlyIntoAVMLikeItsOwn(t *testing.T) {
 		if err := someMeta.fits(mine); !errors.Is(err, vmm.ErrIncompatible) {
 			t.Errorf("another %s: %v", what, err)
 		}
+	}
+}
+
+func TestAStateOfTheFormerFormatHasTheStandardProcessor(t *testing.T) {
+	former := someMeta
+	former.CPU = vmm.CPU{}
+	b, err := encodeState(former, []byte("body"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(stateMagic)] = formerState
+	meta, _, err := decodeState(b)
+	if err != nil || !reflect.DeepEqual(meta, former) {
+		t.Fatalf("got %+v, %v", meta, err)
+	}
+	p := processors{series: "7.2", accel: vmm.TCG, model: emulated, plain: []string{"sse2", "sse4_2"}, has: []string{"sse2"}}
+	if c := p.saved(meta); c.Machine != "m" || c.Model != emulated || !slices.Equal(c.Features, p.plain) {
+		t.Errorf("its processor is %+v", c)
+	}
+	b[len(stateMagic)] = stateFormat + 1
+	if _, _, err := decodeState(b); !errors.Is(err, vmm.ErrIncompatible) || !strings.Contains(err.Error(), "its format is 3") {
+		t.Errorf("a later format: %v", err)
 	}
 }
 

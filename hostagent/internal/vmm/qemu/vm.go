@@ -15,6 +15,7 @@ import (
 type VM struct {
 	driver  *Driver
 	cfg     vmm.Config
+	cpu     vmm.CPU
 	proc    *launch.Process
 	control string
 	client  *qmp.Client
@@ -38,9 +39,9 @@ type VM struct {
 }
 
 // connect makes a VM of a process.
-func (d *Driver) connect(ctx context.Context, cfg vmm.Config, proc *launch.Process, control string, consoleStart int64) (*VM, error) {
+func (d *Driver) connect(ctx context.Context, cfg vmm.Config, cpu vmm.CPU, proc *launch.Process, control string, consoleStart int64) (*VM, error) {
 	v := &VM{
-		driver: d, cfg: cfg, proc: proc, control: control, consoleStart: consoleStart, busy: make(chan struct{}, 1),
+		driver: d, cfg: cfg, cpu: cpu, proc: proc, control: control, consoleStart: consoleStart, busy: make(chan struct{}, 1),
 		migration: make(chan string, 64), done: make(chan struct{}), detached: make(chan struct{}),
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.conf.Timeout)
@@ -146,6 +147,9 @@ func (v *VM) event(e qmp.Event) {
 func (v *VM) Handle() vmm.Handle {
 	return vmm.Handle{Driver: Name, PID: v.proc.PID(), StartTime: v.proc.StartTime(), Control: v.control}
 }
+
+// CPU implements vmm.VM.
+func (v *VM) CPU() vmm.CPU { return v.cpu }
 
 // Done implements vmm.VM.
 func (v *VM) Done() <-chan struct{} { return v.done }

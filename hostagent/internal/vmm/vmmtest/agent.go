@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"reflect"
 	"testing"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
@@ -79,6 +80,9 @@ func testReopen(t *testing.T, l *lab, base *snapshot) {
 	if err := json.Unmarshal(out, &h); err != nil {
 		t.Fatal(err)
 	}
+	cpu := l.driver.CPU(l.driver.Capabilities().CPUFeatures)
+	cpu.Masked = []string{"as it was"}
+	s.cfg.CPU = &cpu
 	vm, err := l.driver.Reopen(t.Context(), s.cfg, h)
 	if err != nil {
 		t.Fatal(err)
@@ -87,6 +91,10 @@ func testReopen(t *testing.T, l *lab, base *snapshot) {
 	if got := s.Handle(); got != h {
 		t.Errorf("its handle is %+v, was %+v", got, h)
 	}
+	if !reflect.DeepEqual(vm.CPU(), cpu) {
+		t.Errorf("its processor is %+v, was %+v", vm.CPU(), cpu)
+	}
+	s.cfg.CPU = nil
 	s.ask("touch 6 16")
 	sum := s.ask("sum")
 	snap := s.save()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +56,7 @@ func Run(t *testing.T, setup Setup) {
 		t.Run(name, func(t *testing.T) { test(t, l, base) })
 	}
 	t.Run("SeveralCPUs", func(t *testing.T) { testSMP(t, l) })
+	t.Run("ABaselineIsWhatTheGuestSeesAndItsSnapshotsKeep", func(t *testing.T) { testBaseline(t, l, base) })
 }
 
 func testBoot(t *testing.T, s *subject) {
@@ -438,5 +441,37 @@ func testSMP(t *testing.T, l *lab) {
 	clone := l.clone(t, snap)
 	if got := clone.ask("sum"); got != sum || clone.ask("cpus") != "2" {
 		t.Errorf("restored with %s CPUs and the sum %s, want %s", clone.ask("cpus"), got, sum)
+	}
+}
+
+// testBaseline takes a feature away that no guest needs.
+func testBaseline(t *testing.T, l *lab, base *snapshot) {
+	const feature = "popcnt"
+	caps := l.driver.Capabilities()
+	if !slices.Contains(caps.CPUFeatures, feature) || !slices.Contains(caps.Machines, caps.Machine) {
+		t.Fatalf("the driver's capabilities are %+v", caps)
+	}
+	baseline := slices.DeleteFunc(slices.Clone(caps.CPUFeatures), func(f string) bool { return f == feature })
+	s := l.boot(t, func(c *vmm.Config) { c.Baseline = baseline })
+	cpu := s.CPU()
+	if !slices.Equal(cpu.Features, baseline) || !slices.Contains(cpu.Masked, feature) || !reflect.DeepEqual(cpu, l.driver.CPU(baseline)) {
+		t.Errorf("its processor is %+v, announced was %+v", cpu, l.driver.CPU(baseline))
+	}
+	snap := s.save()
+	if err := s.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	clone := l.clone(t, snap)
+	if !reflect.DeepEqual(clone.CPU(), cpu) {
+		t.Errorf("restored its processor is %+v, was %+v", clone.CPU(), cpu)
+	}
+	for _, x := range []struct {
+		who  string
+		s    *subject
+		sees bool
+	}{{"a guest with the baseline", clone, false}, {"one that was saved before there was one", l.clone(t, base), true}} {
+		if flags := strings.Fields(x.s.ask("flags")); slices.Contains(flags, feature) != x.sees || !slices.Contains(flags, "sse2") {
+			t.Errorf("%s sees %v", x.who, flags)
+		}
 	}
 }

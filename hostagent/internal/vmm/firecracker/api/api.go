@@ -26,6 +26,25 @@ type MachineConfig struct {
 	TrackDirtyPages bool  `json:"track_dirty_pages"`
 }
 
+// CPUConfig is the body of PUT /cpu-config: a custom template.
+type CPUConfig struct {
+	CPUIDModifiers []LeafModifier `json:"cpuid_modifiers"`
+}
+
+// LeafModifier changes what CPUID answers for a leaf. Flags are KVM's for it.
+type LeafModifier struct {
+	Leaf      string             `json:"leaf"`
+	Subleaf   string             `json:"subleaf"`
+	Flags     int                `json:"flags"`
+	Modifiers []RegisterModifier `json:"modifiers"`
+}
+
+// RegisterModifier changes one register: its bitmap is "0b" and 32 of 0, 1 and x, which leaves the bit as it is.
+type RegisterModifier struct {
+	Register string `json:"register"`
+	Bitmap   string `json:"bitmap"`
+}
+
 // BootSource is the body of PUT /boot-source.
 type BootSource struct {
 	KernelImagePath string `json:"kernel_image_path"`

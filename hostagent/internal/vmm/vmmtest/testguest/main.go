@@ -8,6 +8,7 @@
 //
 //	ping                  ok TICKS, a counter that a goroutine raises every 10 ms
 //	cpus                  ok N
+//	flags                 ok FLAG...
 //	fill SEED MIB         fill a buffer of MIB MiB with bytes that follow from SEED
 //	touch SEED PAGES      overwrite PAGES pages, spread over the buffer
 //	sum                   ok SHA256 of the buffer
@@ -196,6 +197,11 @@ func (g *guest) obey(line string) (string, error) {
 		return fmt.Sprint(g.ticks.Load()), nil
 	case "cpus":
 		return fmt.Sprint(runtime.NumCPU()), nil
+	case "flags":
+		b, err := os.ReadFile("/proc/cpuinfo")
+		_, flags, _ := strings.Cut(string(b), "flags\t\t:")
+		flags, _, _ = strings.Cut(flags, "\n")
+		return flags, err
 	case "say":
 		fmt.Println(rest)
 		return "", nil
