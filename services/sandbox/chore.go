@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -69,8 +70,10 @@ func (s *Service) chore(ctx context.Context, c Chore) (done bool, err error) {
 		return s.destroyLeft(ctx, c)
 	case DropSnapshot:
 		return true, s.dropSnapshot(ctx, c)
+	case DropTemplate:
+		return true, s.drop(ctx, c)
 	}
-	return true, nil
+	return false, fmt.Errorf("chore %q is of a newer release", c.Kind)
 }
 
 // destroyLeft ends what is left of a sandbox on a host, unless the row says that it belongs there.
@@ -100,6 +103,12 @@ func (s *Service) dropSnapshot(ctx context.Context, c Chore) error {
 	if err := s.snapshots.Release(ctx, c.SnapshotID, holder(c.SandboxID)); err != nil && !errors.Is(err, NotFound) {
 		return err
 	}
+	return s.drop(ctx, c)
+}
+
+// drop drops a snapshot, whoever uses it: what is leased stays readable until it is leased no more. It is dropped from the registry, which will not register it any more, and from the hosts that have it. A host that is still making
+// it finds that out when it registers it.
+func (s *Service) drop(ctx context.Context, c Chore) error {
 	hosts := []string{c.HostID}
 	if m, err := s.snapshots.Manifest(ctx, "", c.SnapshotID); err == nil {
 		hosts = append(hosts, m.HostIDs...)

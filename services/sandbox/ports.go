@@ -73,6 +73,8 @@ type ChoreKind string
 const (
 	// DropSnapshot drops a snapshot that no sandbox names any more, from the registry and from its host.
 	DropSnapshot ChoreKind = "drop-snapshot"
+	// DropTemplate drops a template whose making has failed, whoever has begun to use it meanwhile.
+	DropTemplate ChoreKind = "drop-template"
 	// ReleaseLease ends a sandbox's lease on a template.
 	ReleaseLease ChoreKind = "release-lease"
 	// DestroyVM ends what may be left of a sandbox on a host.

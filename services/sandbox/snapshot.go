@@ -53,14 +53,18 @@ func (s *Service) snapshot(ctx context.Context, tenant string, r SnapshotRequest
 	return s.launchSnapshot(ctx, tenant, r, workID, id).wait(ctx)
 }
 
-// countedSnapshot makes a template that counts against the quota from before its making.
-func (s *Service) countedSnapshot(ctx context.Context, tenant string, r SnapshotRequest, id string) (Snapshot, error) {
+// countedSnapshot makes a template that counts against the quota from before its making. After an error, chores are what drops it: an
+// answer may have been lost, and what was asked may be done later still.
+func (s *Service) countedSnapshot(ctx context.Context, tenant string, r SnapshotRequest, id string) (Snapshot, []Chore, error) {
 	if err := s.claimSnapshot(ctx, tenant, id); err != nil {
-		return Snapshot{}, err
+		return Snapshot{}, nil, err
 	}
-	snap, err := s.performSnapshot(ctx, tenant, r, id)
+	snap, sb, err := s.performSnapshot(ctx, tenant, r, id)
 	s.settleSnapshot(ctx, id, err == nil)
-	return snap, err
+	if err == nil || sb.HostID == "" {
+		return snap, nil, err
+	}
+	return snap, []Chore{{Kind: DropTemplate, SandboxID: sb.ID, SnapshotID: id, HostID: sb.HostID}}, err
 }
 
 // continueSnapshot does again what a worker that died had begun, with the same snapshot id.
@@ -74,44 +78,67 @@ func (s *Service) continueSnapshot(ctx context.Context, tenant string, r Snapsho
 
 func (s *Service) launchSnapshot(ctx context.Context, tenant string, r SnapshotRequest, workID, id string) *job {
 	return s.launch(ctx, workID, nil, func(ctx context.Context) Outcome {
-		snap, err := s.countedSnapshot(ctx, tenant, r, id)
-		if e := s.gone(ctx); e != nil {
-			return Outcome{Err: e}
+		snap, chores, err := s.countedSnapshot(ctx, tenant, r, id)
+		gone := s.gone(ctx)
+		if gone != nil && r.RequestID != "" {
+			return Outcome{Err: gone} // Whoever is asked again goes on with it.
 		}
 		out := Outcome{Err: s.show(Sandbox{ID: r.SandboxID}, err)}
 		if err == nil {
 			out.Snapshot = &snap
+		} else if gone != nil {
+			out.Err = gone
 		}
-		if r.RequestID == "" {
-			return out
-		}
-		ctx, cancel := cleanup(ctx)
-		defer cancel()
-		if _, err := s.apply(ctx, Change{Finish: &Finish{Tenant: tenant, RequestID: r.RequestID, SandboxID: r.SandboxID, Outcome: out}}); err != nil {
-			s.log.Warn("answer to request not kept", "request_id", r.RequestID, "error", err)
-		}
+		s.settle(ctx, tenant, r, out, chores)
 		return out
 	})
 }
 
-func (s *Service) performSnapshot(ctx context.Context, tenant string, r SnapshotRequest, id string) (Snapshot, error) {
+// settle answers the request, if it has an id, and has what failed dropped. Where that cannot be written, it is dropped now if that is possible.
+func (s *Service) settle(ctx context.Context, tenant string, r SnapshotRequest, out Outcome, chores []Chore) {
+	c := Change{Chores: chores}
+	if r.RequestID != "" {
+		c.Finish = &Finish{Tenant: tenant, RequestID: r.RequestID, SandboxID: r.SandboxID, Outcome: out}
+	} else if len(chores) == 0 {
+		return
+	}
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	_, err := s.apply(ctx, c)
+	if err == nil {
+		return
+	}
+	s.log.Warn("end of a snapshot not written", "sandbox_id", r.SandboxID, "request_id", r.RequestID, "error", err)
+	for _, c := range chores {
+		if r.RequestID != "" {
+			return // The request is unanswered: whoever is asked again goes on with it.
+		}
+		if err := s.drop(ctx, c); err != nil {
+			s.log.Error("a template that failed may appear", "sandbox_id", r.SandboxID, "snapshot_id", c.SnapshotID, "name", r.Name, "error", err)
+		}
+	}
+}
+
+// performSnapshot has the template made. The sandbox that it answers is the one that it was asked of, or empty where nobody was asked.
+func (s *Service) performSnapshot(ctx context.Context, tenant string, r SnapshotRequest, id string) (Snapshot, Sandbox, error) {
 	sb, err := s.store.Get(ctx, tenant, r.SandboxID)
 	if err != nil {
-		return Snapshot{}, err
+		return Snapshot{}, Sandbox{}, err
 	}
 	switch sb.State {
 	case Running:
 		snap, err := s.hosts.Snapshot(ctx, sb.HostID, sb.ID, id, r.Name, r.Metadata)
-		return snap, notThere(sb, err)
+		return snap, sb, notThere(sb, err)
 	case Paused:
 		if sb, err = s.awaitDurable(ctx, sb); err != nil {
-			return Snapshot{}, err
+			return Snapshot{}, Sandbox{}, err
 		}
 		if sb.State == Paused {
-			return s.snapshots.CopyAs(ctx, tenant, sb.SnapshotID, id, r.Name, r.Metadata)
+			snap, err := s.snapshots.CopyAs(ctx, tenant, sb.SnapshotID, id, r.Name, r.Metadata)
+			return snap, sb, err
 		}
 	}
-	return Snapshot{}, sb.illegal(OpSnapshot, Running, Paused)
+	return Snapshot{}, Sandbox{}, sb.illegal(OpSnapshot, Running, Paused)
 }
 
 // awaitDurable waits until a paused sandbox's snapshot is in the registry, or the sandbox is paused no more.
