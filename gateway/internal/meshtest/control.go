@@ -329,3 +329,23 @@ func (m *Mesh) CordonHost(_ context.Context, q *schedulerv1.CordonHostRequest) (
 	}
 	return &schedulerv1.CordonHostResponse{Host: &schedulerv1.Host{Id: q.GetHostId(), State: st}}, nil
 }
+
+var baseline = &schedulerv1.CpuBaseline{Label: "pool=general", Features: []string{"fpu", "sse2"}, Generation: 1}
+
+// GetBaseline implements HostsService.
+func (m *Mesh) GetBaseline(context.Context, *schedulerv1.GetBaselineRequest) (*schedulerv1.GetBaselineResponse, error) {
+	return &schedulerv1.GetBaselineResponse{
+		Baseline: baseline, CommonFeatures: []string{"fpu", "sse2"},
+		Hosts: []*schedulerv1.HostFeatures{{HostId: "host-a", BeyondFeatures: []string{"avx2"}, GuestFeatures: []string{"fpu", "sse2"}, Driver: "qemu/tcg"}},
+	}, nil
+}
+
+// SetBaseline implements HostsService.
+func (m *Mesh) SetBaseline(context.Context, *schedulerv1.SetBaselineRequest) (*schedulerv1.SetBaselineResponse, error) {
+	return &schedulerv1.SetBaselineResponse{Baseline: baseline}, nil
+}
+
+// ClearBaseline implements HostsService.
+func (m *Mesh) ClearBaseline(context.Context, *schedulerv1.ClearBaselineRequest) (*schedulerv1.ClearBaselineResponse, error) {
+	return &schedulerv1.ClearBaselineResponse{}, nil
+}

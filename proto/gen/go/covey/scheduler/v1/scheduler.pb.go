@@ -176,7 +176,7 @@ type Host struct {
 	Running uint32 `protobuf:"varint,6,opt,name=running,proto3" json:"running,omitempty"`
 	// Labels.
 	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// CPU features that snapshots may depend on.
+	// CPU features that guests there can have, by their names in /proc/cpuinfo: those that snapshots may depend on.
 	CpuFeatures []string `protobuf:"bytes,8,rep,name=cpu_features,json=cpuFeatures,proto3" json:"cpu_features,omitempty"`
 	// VMM drivers that work there, like "qemu/tcg", "firecracker/kvm".
 	Drivers []string `protobuf:"bytes,9,rep,name=drivers,proto3" json:"drivers,omitempty"`
@@ -187,7 +187,15 @@ type Host struct {
 	// Zone or failure domain.
 	Zone string `protobuf:"bytes,12,opt,name=zone,proto3" json:"zone,omitempty"`
 	// hostagentd's version.
-	Version       string `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`
+	Version string `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`
+	// Machine models whose saved states load there; empty where the agent does not say, and then any may.
+	Machines []string `protobuf:"bytes,14,rep,name=machines,proto3" json:"machines,omitempty"`
+	// The VMM's version, like "7.2.22".
+	VmmVersion string `protobuf:"bytes,15,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
+	// SHA-256 of the kernel and initramfs that it boots guests with, hexadecimal. A restore does not depend on it.
+	KernelId string `protobuf:"bytes,16,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
+	// The CPU baseline that it boots guests with; its features are empty where it has none.
+	CpuBaseline   *CpuBaseline `protobuf:"bytes,17,opt,name=cpu_baseline,json=cpuBaseline,proto3" json:"cpu_baseline,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -313,6 +321,98 @@ func (x *Host) GetVersion() string {
 	return ""
 }
 
+func (x *Host) GetMachines() []string {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
+func (x *Host) GetVmmVersion() string {
+	if x != nil {
+		return x.VmmVersion
+	}
+	return ""
+}
+
+func (x *Host) GetKernelId() string {
+	if x != nil {
+		return x.KernelId
+	}
+	return ""
+}
+
+func (x *Host) GetCpuBaseline() *CpuBaseline {
+	if x != nil {
+		return x.CpuBaseline
+	}
+	return nil
+}
+
+// CpuBaseline is the only CPU features that guests may have.
+type CpuBaseline struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pool: hosts with this label, "key=value"; empty means all hosts. Not set for a single host's.
+	Label string `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	// Features by their names in /proc/cpuinfo, sorted.
+	Features []string `protobuf:"bytes,2,rep,name=features,proto3" json:"features,omitempty"`
+	// Grows with each change of a baseline in the mesh: milliseconds since 1970.
+	Generation    int64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CpuBaseline) Reset() {
+	*x = CpuBaseline{}
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CpuBaseline) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CpuBaseline) ProtoMessage() {}
+
+func (x *CpuBaseline) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CpuBaseline.ProtoReflect.Descriptor instead.
+func (*CpuBaseline) Descriptor() ([]byte, []int) {
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CpuBaseline) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *CpuBaseline) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+func (x *CpuBaseline) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 // PlaceRequest describes what to place.
 type PlaceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -335,14 +435,18 @@ type PlaceRequest struct {
 	// Sandboxes with the same key are spread over hosts.
 	SpreadKey string `protobuf:"bytes,9,opt,name=spread_key,json=spreadKey,proto3" json:"spread_key,omitempty"`
 	// The tenant.
-	TenantId      string `protobuf:"bytes,10,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	TenantId string `protobuf:"bytes,10,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// Machine model that the snapshot's state belongs to; empty means any.
+	Machine string `protobuf:"bytes,11,opt,name=machine,proto3" json:"machine,omitempty"`
+	// Kernel that the snapshot was booted from; hosts with another one can restore its memory all the same, and are told apart in explanations.
+	KernelId      string `protobuf:"bytes,12,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PlaceRequest) Reset() {
 	*x = PlaceRequest{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[2]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +458,7 @@ func (x *PlaceRequest) String() string {
 func (*PlaceRequest) ProtoMessage() {}
 
 func (x *PlaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[2]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +471,7 @@ func (x *PlaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceRequest.ProtoReflect.Descriptor instead.
 func (*PlaceRequest) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{2}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PlaceRequest) GetSandboxId() string {
@@ -440,6 +544,20 @@ func (x *PlaceRequest) GetTenantId() string {
 	return ""
 }
 
+func (x *PlaceRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *PlaceRequest) GetKernelId() string {
+	if x != nil {
+		return x.KernelId
+	}
+	return ""
+}
+
 // PlaceResponse names the chosen host.
 type PlaceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -455,7 +573,7 @@ type PlaceResponse struct {
 
 func (x *PlaceResponse) Reset() {
 	*x = PlaceResponse{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[3]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +585,7 @@ func (x *PlaceResponse) String() string {
 func (*PlaceResponse) ProtoMessage() {}
 
 func (x *PlaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[3]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +598,7 @@ func (x *PlaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceResponse.ProtoReflect.Descriptor instead.
 func (*PlaceResponse) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{3}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PlaceResponse) GetHostId() string {
@@ -515,7 +633,7 @@ type ReleaseReservationRequest struct {
 
 func (x *ReleaseReservationRequest) Reset() {
 	*x = ReleaseReservationRequest{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[4]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +645,7 @@ func (x *ReleaseReservationRequest) String() string {
 func (*ReleaseReservationRequest) ProtoMessage() {}
 
 func (x *ReleaseReservationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[4]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +658,7 @@ func (x *ReleaseReservationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseReservationRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseReservationRequest) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{4}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReleaseReservationRequest) GetReservationId() string {
@@ -559,7 +677,7 @@ type ReleaseReservationResponse struct {
 
 func (x *ReleaseReservationResponse) Reset() {
 	*x = ReleaseReservationResponse{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[5]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +689,7 @@ func (x *ReleaseReservationResponse) String() string {
 func (*ReleaseReservationResponse) ProtoMessage() {}
 
 func (x *ReleaseReservationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[5]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +702,7 @@ func (x *ReleaseReservationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseReservationResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseReservationResponse) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{5}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{6}
 }
 
 // HeartbeatRequest is a host's state.
@@ -600,7 +718,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[6]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +730,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[6]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +743,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{6}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HeartbeatRequest) GetHost() *Host {
@@ -646,14 +764,16 @@ func (x *HeartbeatRequest) GetSandboxIds() []string {
 type HeartbeatResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The state that the scheduler has for it.
-	State         HostState `protobuf:"varint,1,opt,name=state,proto3,enum=covey.scheduler.v1.HostState" json:"state,omitempty"`
+	State HostState `protobuf:"varint,1,opt,name=state,proto3,enum=covey.scheduler.v1.HostState" json:"state,omitempty"`
+	// The CPU baseline that is to hold there; without features none. Not set while the scheduler does not know: what held goes on holding.
+	CpuBaseline   *CpuBaseline `protobuf:"bytes,2,opt,name=cpu_baseline,json=cpuBaseline,proto3" json:"cpu_baseline,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[7]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +785,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[7]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +798,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{7}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HeartbeatResponse) GetState() HostState {
@@ -686,6 +806,13 @@ func (x *HeartbeatResponse) GetState() HostState {
 		return x.State
 	}
 	return HostState_HOST_STATE_UNSPECIFIED
+}
+
+func (x *HeartbeatResponse) GetCpuBaseline() *CpuBaseline {
+	if x != nil {
+		return x.CpuBaseline
+	}
+	return nil
 }
 
 // ListHostsRequest is empty.
@@ -697,7 +824,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[8]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +836,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[8]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +849,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{8}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{9}
 }
 
 // ListHostsResponse lists hosts.
@@ -736,7 +863,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[9]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +875,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[9]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +888,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{9}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -782,7 +909,7 @@ type ExplainPlacementRequest struct {
 
 func (x *ExplainPlacementRequest) Reset() {
 	*x = ExplainPlacementRequest{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[10]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +921,7 @@ func (x *ExplainPlacementRequest) String() string {
 func (*ExplainPlacementRequest) ProtoMessage() {}
 
 func (x *ExplainPlacementRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[10]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +934,7 @@ func (x *ExplainPlacementRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPlacementRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPlacementRequest) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{10}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExplainPlacementRequest) GetPlace() *PlaceRequest {
@@ -832,7 +959,7 @@ type ExplainPlacementResponse struct {
 
 func (x *ExplainPlacementResponse) Reset() {
 	*x = ExplainPlacementResponse{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[11]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +971,7 @@ func (x *ExplainPlacementResponse) String() string {
 func (*ExplainPlacementResponse) ProtoMessage() {}
 
 func (x *ExplainPlacementResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[11]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +984,7 @@ func (x *ExplainPlacementResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPlacementResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPlacementResponse) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{11}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainPlacementResponse) GetVerdicts() []*HostVerdict {
@@ -898,7 +1025,7 @@ type HostVerdict struct {
 
 func (x *HostVerdict) Reset() {
 	*x = HostVerdict{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[12]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1037,7 @@ func (x *HostVerdict) String() string {
 func (*HostVerdict) ProtoMessage() {}
 
 func (x *HostVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[12]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1050,7 @@ func (x *HostVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostVerdict.ProtoReflect.Descriptor instead.
 func (*HostVerdict) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{12}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HostVerdict) GetHostId() string {
@@ -967,7 +1094,7 @@ type CordonHostRequest struct {
 
 func (x *CordonHostRequest) Reset() {
 	*x = CordonHostRequest{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[13]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1106,7 @@ func (x *CordonHostRequest) String() string {
 func (*CordonHostRequest) ProtoMessage() {}
 
 func (x *CordonHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[13]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1119,7 @@ func (x *CordonHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonHostRequest.ProtoReflect.Descriptor instead.
 func (*CordonHostRequest) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{13}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CordonHostRequest) GetHostId() string {
@@ -1020,7 +1147,7 @@ type CordonHostResponse struct {
 
 func (x *CordonHostResponse) Reset() {
 	*x = CordonHostResponse{}
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[14]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1159,7 @@ func (x *CordonHostResponse) String() string {
 func (*CordonHostResponse) ProtoMessage() {}
 
 func (x *CordonHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[14]
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1172,7 @@ func (x *CordonHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonHostResponse.ProtoReflect.Descriptor instead.
 func (*CordonHostResponse) Descriptor() ([]byte, []int) {
-	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{14}
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CordonHostResponse) GetHost() *Host {
@@ -1053,6 +1180,391 @@ func (x *CordonHostResponse) GetHost() *Host {
 		return x.Host
 	}
 	return nil
+}
+
+// GetBaselineRequest names a pool.
+type GetBaselineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hosts with this label, "key=value"; empty means all hosts.
+	Label         string `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBaselineRequest) Reset() {
+	*x = GetBaselineRequest{}
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBaselineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBaselineRequest) ProtoMessage() {}
+
+func (x *GetBaselineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBaselineRequest.ProtoReflect.Descriptor instead.
+func (*GetBaselineRequest) Descriptor() ([]byte, []int) {
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetBaselineRequest) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+// GetBaselineResponse is a pool's baseline and what its hosts have.
+type GetBaselineResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pool's baseline; not set where it has none.
+	Baseline *CpuBaseline `protobuf:"bytes,1,opt,name=baseline,proto3" json:"baseline,omitempty"`
+	// CPU features that all hosts of the pool have, sorted.
+	CommonFeatures []string `protobuf:"bytes,2,rep,name=common_features,json=commonFeatures,proto3" json:"common_features,omitempty"`
+	// The pool's hosts, by id.
+	Hosts         []*HostFeatures `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBaselineResponse) Reset() {
+	*x = GetBaselineResponse{}
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBaselineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBaselineResponse) ProtoMessage() {}
+
+func (x *GetBaselineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBaselineResponse.ProtoReflect.Descriptor instead.
+func (*GetBaselineResponse) Descriptor() ([]byte, []int) {
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetBaselineResponse) GetBaseline() *CpuBaseline {
+	if x != nil {
+		return x.Baseline
+	}
+	return nil
+}
+
+func (x *GetBaselineResponse) GetCommonFeatures() []string {
+	if x != nil {
+		return x.CommonFeatures
+	}
+	return nil
+}
+
+func (x *GetBaselineResponse) GetHosts() []*HostFeatures {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+// HostFeatures is how a host of a pool differs from the others.
+type HostFeatures struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host.
+	HostId string `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	// Features that it has beyond what all have, sorted.
+	BeyondFeatures []string `protobuf:"bytes,2,rep,name=beyond_features,json=beyondFeatures,proto3" json:"beyond_features,omitempty"`
+	// Features of the pool's baseline that it lacks, sorted: it has come later, or has changed.
+	LackingFeatures []string `protobuf:"bytes,3,rep,name=lacking_features,json=lackingFeatures,proto3" json:"lacking_features,omitempty"`
+	// Features that guests booted there have now: its own, less what every baseline that holds for it takes away.
+	GuestFeatures []string `protobuf:"bytes,4,rep,name=guest_features,json=guestFeatures,proto3" json:"guest_features,omitempty"`
+	// VMM driver with its accelerator, like "qemu/tcg".
+	Driver        string `protobuf:"bytes,5,opt,name=driver,proto3" json:"driver,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostFeatures) Reset() {
+	*x = HostFeatures{}
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostFeatures) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostFeatures) ProtoMessage() {}
+
+func (x *HostFeatures) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostFeatures.ProtoReflect.Descriptor instead.
+func (*HostFeatures) Descriptor() ([]byte, []int) {
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *HostFeatures) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+func (x *HostFeatures) GetBeyondFeatures() []string {
+	if x != nil {
+		return x.BeyondFeatures
+	}
+	return nil
+}
+
+func (x *HostFeatures) GetLackingFeatures() []string {
+	if x != nil {
+		return x.LackingFeatures
+	}
+	return nil
+}
+
+func (x *HostFeatures) GetGuestFeatures() []string {
+	if x != nil {
+		return x.GuestFeatures
+	}
+	return nil
+}
+
+func (x *HostFeatures) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+// SetBaselineRequest gives a pool a baseline.
+type SetBaselineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hosts with this label, "key=value"; empty means all hosts.
+	Label string `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	// Features by their names in /proc/cpuinfo. Every host of the pool must have them.
+	Features []string `protobuf:"bytes,2,rep,name=features,proto3" json:"features,omitempty"`
+	// In place of features: those that all hosts of the pool have in common now.
+	Common        bool `protobuf:"varint,3,opt,name=common,proto3" json:"common,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBaselineRequest) Reset() {
+	*x = SetBaselineRequest{}
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBaselineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBaselineRequest) ProtoMessage() {}
+
+func (x *SetBaselineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBaselineRequest.ProtoReflect.Descriptor instead.
+func (*SetBaselineRequest) Descriptor() ([]byte, []int) {
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SetBaselineRequest) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *SetBaselineRequest) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+func (x *SetBaselineRequest) GetCommon() bool {
+	if x != nil {
+		return x.Common
+	}
+	return false
+}
+
+// SetBaselineResponse has the baseline.
+type SetBaselineResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The baseline.
+	Baseline      *CpuBaseline `protobuf:"bytes,1,opt,name=baseline,proto3" json:"baseline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBaselineResponse) Reset() {
+	*x = SetBaselineResponse{}
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBaselineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBaselineResponse) ProtoMessage() {}
+
+func (x *SetBaselineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBaselineResponse.ProtoReflect.Descriptor instead.
+func (*SetBaselineResponse) Descriptor() ([]byte, []int) {
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SetBaselineResponse) GetBaseline() *CpuBaseline {
+	if x != nil {
+		return x.Baseline
+	}
+	return nil
+}
+
+// ClearBaselineRequest names a pool.
+type ClearBaselineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hosts with this label, "key=value"; empty means all hosts.
+	Label         string `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearBaselineRequest) Reset() {
+	*x = ClearBaselineRequest{}
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearBaselineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearBaselineRequest) ProtoMessage() {}
+
+func (x *ClearBaselineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearBaselineRequest.ProtoReflect.Descriptor instead.
+func (*ClearBaselineRequest) Descriptor() ([]byte, []int) {
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ClearBaselineRequest) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+// ClearBaselineResponse is empty.
+type ClearBaselineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearBaselineResponse) Reset() {
+	*x = ClearBaselineResponse{}
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearBaselineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearBaselineResponse) ProtoMessage() {}
+
+func (x *ClearBaselineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_scheduler_v1_scheduler_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearBaselineResponse.ProtoReflect.Descriptor instead.
+func (*ClearBaselineResponse) Descriptor() ([]byte, []int) {
+	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{22}
 }
 
 var File_covey_scheduler_v1_scheduler_proto protoreflect.FileDescriptor
@@ -1064,7 +1576,7 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\x04R\bmemoryMb\x12\x17\n" +
 	"\adisk_mb\x18\x03 \x01(\x04R\x06diskMb\x12\x14\n" +
-	"\x05slots\x18\x04 \x01(\rR\x05slots\"\xbf\x04\n" +
+	"\x05slots\x18\x04 \x01(\rR\x05slots\"\xdd\x05\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x123\n" +
@@ -1079,10 +1591,21 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	" \x03(\tR\x0fcachedSnapshots\x12A\n" +
 	"\x0eheartbeat_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\rheartbeatTime\x12\x12\n" +
 	"\x04zone\x18\f \x01(\tR\x04zone\x12\x18\n" +
-	"\aversion\x18\r \x01(\tR\aversion\x1a9\n" +
+	"\aversion\x18\r \x01(\tR\aversion\x12\x1a\n" +
+	"\bmachines\x18\x0e \x03(\tR\bmachines\x12\x1f\n" +
+	"\vvmm_version\x18\x0f \x01(\tR\n" +
+	"vmmVersion\x12\x1b\n" +
+	"\tkernel_id\x18\x10 \x01(\tR\bkernelId\x12B\n" +
+	"\fcpu_baseline\x18\x11 \x01(\v2\x1f.covey.scheduler.v1.CpuBaselineR\vcpuBaseline\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd1\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
+	"\vCpuBaseline\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x1a\n" +
+	"\bfeatures\x18\x02 \x03(\tR\bfeatures\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x03R\n" +
+	"generation\"\x88\x04\n" +
 	"\fPlaceRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12;\n" +
@@ -1098,7 +1621,9 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\n" +
 	"spread_key\x18\t \x01(\tR\tspreadKey\x12\x1b\n" +
 	"\ttenant_id\x18\n" +
-	" \x01(\tR\btenantId\x1a=\n" +
+	" \x01(\tR\btenantId\x12\x18\n" +
+	"\amachine\x18\v \x01(\tR\amachine\x12\x1b\n" +
+	"\tkernel_id\x18\f \x01(\tR\bkernelId\x1a=\n" +
 	"\x0fHostLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"i\n" +
@@ -1112,9 +1637,10 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\x10HeartbeatRequest\x12,\n" +
 	"\x04host\x18\x01 \x01(\v2\x18.covey.scheduler.v1.HostR\x04host\x12\x1f\n" +
 	"\vsandbox_ids\x18\x02 \x03(\tR\n" +
-	"sandboxIds\"H\n" +
+	"sandboxIds\"\x8c\x01\n" +
 	"\x11HeartbeatResponse\x123\n" +
-	"\x05state\x18\x01 \x01(\x0e2\x1d.covey.scheduler.v1.HostStateR\x05state\"\x12\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1d.covey.scheduler.v1.HostStateR\x05state\x12B\n" +
+	"\fcpu_baseline\x18\x02 \x01(\v2\x1f.covey.scheduler.v1.CpuBaselineR\vcpuBaseline\"\x12\n" +
 	"\x10ListHostsRequest\"C\n" +
 	"\x11ListHostsResponse\x12.\n" +
 	"\x05hosts\x18\x01 \x03(\v2\x18.covey.scheduler.v1.HostR\x05hosts\"Q\n" +
@@ -1133,7 +1659,28 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1a\n" +
 	"\bcordoned\x18\x02 \x01(\bR\bcordoned\"B\n" +
 	"\x12CordonHostResponse\x12,\n" +
-	"\x04host\x18\x01 \x01(\v2\x18.covey.scheduler.v1.HostR\x04host*\x84\x01\n" +
+	"\x04host\x18\x01 \x01(\v2\x18.covey.scheduler.v1.HostR\x04host\"*\n" +
+	"\x12GetBaselineRequest\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\"\xb3\x01\n" +
+	"\x13GetBaselineResponse\x12;\n" +
+	"\bbaseline\x18\x01 \x01(\v2\x1f.covey.scheduler.v1.CpuBaselineR\bbaseline\x12'\n" +
+	"\x0fcommon_features\x18\x02 \x03(\tR\x0ecommonFeatures\x126\n" +
+	"\x05hosts\x18\x03 \x03(\v2 .covey.scheduler.v1.HostFeaturesR\x05hosts\"\xba\x01\n" +
+	"\fHostFeatures\x12\x17\n" +
+	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12'\n" +
+	"\x0fbeyond_features\x18\x02 \x03(\tR\x0ebeyondFeatures\x12)\n" +
+	"\x10lacking_features\x18\x03 \x03(\tR\x0flackingFeatures\x12%\n" +
+	"\x0eguest_features\x18\x04 \x03(\tR\rguestFeatures\x12\x16\n" +
+	"\x06driver\x18\x05 \x01(\tR\x06driver\"^\n" +
+	"\x12SetBaselineRequest\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x1a\n" +
+	"\bfeatures\x18\x02 \x03(\tR\bfeatures\x12\x16\n" +
+	"\x06common\x18\x03 \x01(\bR\x06common\"R\n" +
+	"\x13SetBaselineResponse\x12;\n" +
+	"\bbaseline\x18\x01 \x01(\v2\x1f.covey.scheduler.v1.CpuBaselineR\bbaseline\",\n" +
+	"\x14ClearBaselineRequest\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\"\x17\n" +
+	"\x15ClearBaselineResponse*\x84\x01\n" +
 	"\tHostState\x12\x1a\n" +
 	"\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10HOST_STATE_READY\x10\x01\x12\x17\n" +
@@ -1143,12 +1690,15 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\x10SchedulerService\x12L\n" +
 	"\x05Place\x12 .covey.scheduler.v1.PlaceRequest\x1a!.covey.scheduler.v1.PlaceResponse\x12s\n" +
 	"\x12ReleaseReservation\x12-.covey.scheduler.v1.ReleaseReservationRequest\x1a..covey.scheduler.v1.ReleaseReservationResponse\x12\\\n" +
-	"\tHeartbeat\x12$.covey.scheduler.v1.HeartbeatRequest\x1a%.covey.scheduler.v1.HeartbeatResponse(\x010\x012\x94\x03\n" +
+	"\tHeartbeat\x12$.covey.scheduler.v1.HeartbeatRequest\x1a%.covey.scheduler.v1.HeartbeatResponse(\x010\x012\x9d\x06\n" +
 	"\fHostsService\x12k\n" +
 	"\tListHosts\x12$.covey.scheduler.v1.ListHostsRequest\x1a%.covey.scheduler.v1.ListHostsResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/hosts\x12\x8b\x01\n" +
 	"\x10ExplainPlacement\x12+.covey.scheduler.v1.ExplainPlacementRequest\x1a,.covey.scheduler.v1.ExplainPlacementResponse\"\x1c\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/hosts:explain\x12\x88\x01\n" +
 	"\n" +
-	"CordonHost\x12%.covey.scheduler.v1.CordonHostRequest\x1a&.covey.scheduler.v1.CordonHostResponse\"+\x82\xd3\xe4\x93\x02%:\x01*b\x04host\"\x1a/v1/hosts/{host_id}/cordonBFZDgithub.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1;schedulerv1b\x06proto3"
+	"CordonHost\x12%.covey.scheduler.v1.CordonHostRequest\x1a&.covey.scheduler.v1.CordonHostResponse\"+\x82\xd3\xe4\x93\x02%:\x01*b\x04host\"\x1a/v1/hosts/{host_id}/cordon\x12z\n" +
+	"\vGetBaseline\x12&.covey.scheduler.v1.GetBaselineRequest\x1a'.covey.scheduler.v1.GetBaselineResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/hosts:baseline\x12\x87\x01\n" +
+	"\vSetBaseline\x12&.covey.scheduler.v1.SetBaselineRequest\x1a'.covey.scheduler.v1.SetBaselineResponse\"'\x82\xd3\xe4\x93\x02!:\x01*b\bbaseline\x1a\x12/v1/hosts:baseline\x12\x80\x01\n" +
+	"\rClearBaseline\x12(.covey.scheduler.v1.ClearBaselineRequest\x1a).covey.scheduler.v1.ClearBaselineResponse\"\x1a\x82\xd3\xe4\x93\x02\x14*\x12/v1/hosts:baselineBFZDgithub.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1;schedulerv1b\x06proto3"
 
 var (
 	file_covey_scheduler_v1_scheduler_proto_rawDescOnce sync.Once
@@ -1163,59 +1713,78 @@ func file_covey_scheduler_v1_scheduler_proto_rawDescGZIP() []byte {
 }
 
 var file_covey_scheduler_v1_scheduler_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_covey_scheduler_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_covey_scheduler_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_covey_scheduler_v1_scheduler_proto_goTypes = []any{
 	(HostState)(0),                     // 0: covey.scheduler.v1.HostState
 	(*Resources)(nil),                  // 1: covey.scheduler.v1.Resources
 	(*Host)(nil),                       // 2: covey.scheduler.v1.Host
-	(*PlaceRequest)(nil),               // 3: covey.scheduler.v1.PlaceRequest
-	(*PlaceResponse)(nil),              // 4: covey.scheduler.v1.PlaceResponse
-	(*ReleaseReservationRequest)(nil),  // 5: covey.scheduler.v1.ReleaseReservationRequest
-	(*ReleaseReservationResponse)(nil), // 6: covey.scheduler.v1.ReleaseReservationResponse
-	(*HeartbeatRequest)(nil),           // 7: covey.scheduler.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),          // 8: covey.scheduler.v1.HeartbeatResponse
-	(*ListHostsRequest)(nil),           // 9: covey.scheduler.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),          // 10: covey.scheduler.v1.ListHostsResponse
-	(*ExplainPlacementRequest)(nil),    // 11: covey.scheduler.v1.ExplainPlacementRequest
-	(*ExplainPlacementResponse)(nil),   // 12: covey.scheduler.v1.ExplainPlacementResponse
-	(*HostVerdict)(nil),                // 13: covey.scheduler.v1.HostVerdict
-	(*CordonHostRequest)(nil),          // 14: covey.scheduler.v1.CordonHostRequest
-	(*CordonHostResponse)(nil),         // 15: covey.scheduler.v1.CordonHostResponse
-	nil,                                // 16: covey.scheduler.v1.Host.LabelsEntry
-	nil,                                // 17: covey.scheduler.v1.PlaceRequest.HostLabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 18: google.protobuf.Timestamp
+	(*CpuBaseline)(nil),                // 3: covey.scheduler.v1.CpuBaseline
+	(*PlaceRequest)(nil),               // 4: covey.scheduler.v1.PlaceRequest
+	(*PlaceResponse)(nil),              // 5: covey.scheduler.v1.PlaceResponse
+	(*ReleaseReservationRequest)(nil),  // 6: covey.scheduler.v1.ReleaseReservationRequest
+	(*ReleaseReservationResponse)(nil), // 7: covey.scheduler.v1.ReleaseReservationResponse
+	(*HeartbeatRequest)(nil),           // 8: covey.scheduler.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),          // 9: covey.scheduler.v1.HeartbeatResponse
+	(*ListHostsRequest)(nil),           // 10: covey.scheduler.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),          // 11: covey.scheduler.v1.ListHostsResponse
+	(*ExplainPlacementRequest)(nil),    // 12: covey.scheduler.v1.ExplainPlacementRequest
+	(*ExplainPlacementResponse)(nil),   // 13: covey.scheduler.v1.ExplainPlacementResponse
+	(*HostVerdict)(nil),                // 14: covey.scheduler.v1.HostVerdict
+	(*CordonHostRequest)(nil),          // 15: covey.scheduler.v1.CordonHostRequest
+	(*CordonHostResponse)(nil),         // 16: covey.scheduler.v1.CordonHostResponse
+	(*GetBaselineRequest)(nil),         // 17: covey.scheduler.v1.GetBaselineRequest
+	(*GetBaselineResponse)(nil),        // 18: covey.scheduler.v1.GetBaselineResponse
+	(*HostFeatures)(nil),               // 19: covey.scheduler.v1.HostFeatures
+	(*SetBaselineRequest)(nil),         // 20: covey.scheduler.v1.SetBaselineRequest
+	(*SetBaselineResponse)(nil),        // 21: covey.scheduler.v1.SetBaselineResponse
+	(*ClearBaselineRequest)(nil),       // 22: covey.scheduler.v1.ClearBaselineRequest
+	(*ClearBaselineResponse)(nil),      // 23: covey.scheduler.v1.ClearBaselineResponse
+	nil,                                // 24: covey.scheduler.v1.Host.LabelsEntry
+	nil,                                // 25: covey.scheduler.v1.PlaceRequest.HostLabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 26: google.protobuf.Timestamp
 }
 var file_covey_scheduler_v1_scheduler_proto_depIdxs = []int32{
 	0,  // 0: covey.scheduler.v1.Host.state:type_name -> covey.scheduler.v1.HostState
 	1,  // 1: covey.scheduler.v1.Host.capacity:type_name -> covey.scheduler.v1.Resources
 	1,  // 2: covey.scheduler.v1.Host.used:type_name -> covey.scheduler.v1.Resources
-	16, // 3: covey.scheduler.v1.Host.labels:type_name -> covey.scheduler.v1.Host.LabelsEntry
-	18, // 4: covey.scheduler.v1.Host.heartbeat_time:type_name -> google.protobuf.Timestamp
-	1,  // 5: covey.scheduler.v1.PlaceRequest.resources:type_name -> covey.scheduler.v1.Resources
-	17, // 6: covey.scheduler.v1.PlaceRequest.host_labels:type_name -> covey.scheduler.v1.PlaceRequest.HostLabelsEntry
-	2,  // 7: covey.scheduler.v1.HeartbeatRequest.host:type_name -> covey.scheduler.v1.Host
-	0,  // 8: covey.scheduler.v1.HeartbeatResponse.state:type_name -> covey.scheduler.v1.HostState
-	2,  // 9: covey.scheduler.v1.ListHostsResponse.hosts:type_name -> covey.scheduler.v1.Host
-	3,  // 10: covey.scheduler.v1.ExplainPlacementRequest.place:type_name -> covey.scheduler.v1.PlaceRequest
-	13, // 11: covey.scheduler.v1.ExplainPlacementResponse.verdicts:type_name -> covey.scheduler.v1.HostVerdict
-	2,  // 12: covey.scheduler.v1.CordonHostResponse.host:type_name -> covey.scheduler.v1.Host
-	3,  // 13: covey.scheduler.v1.SchedulerService.Place:input_type -> covey.scheduler.v1.PlaceRequest
-	5,  // 14: covey.scheduler.v1.SchedulerService.ReleaseReservation:input_type -> covey.scheduler.v1.ReleaseReservationRequest
-	7,  // 15: covey.scheduler.v1.SchedulerService.Heartbeat:input_type -> covey.scheduler.v1.HeartbeatRequest
-	9,  // 16: covey.scheduler.v1.HostsService.ListHosts:input_type -> covey.scheduler.v1.ListHostsRequest
-	11, // 17: covey.scheduler.v1.HostsService.ExplainPlacement:input_type -> covey.scheduler.v1.ExplainPlacementRequest
-	14, // 18: covey.scheduler.v1.HostsService.CordonHost:input_type -> covey.scheduler.v1.CordonHostRequest
-	4,  // 19: covey.scheduler.v1.SchedulerService.Place:output_type -> covey.scheduler.v1.PlaceResponse
-	6,  // 20: covey.scheduler.v1.SchedulerService.ReleaseReservation:output_type -> covey.scheduler.v1.ReleaseReservationResponse
-	8,  // 21: covey.scheduler.v1.SchedulerService.Heartbeat:output_type -> covey.scheduler.v1.HeartbeatResponse
-	10, // 22: covey.scheduler.v1.HostsService.ListHosts:output_type -> covey.scheduler.v1.ListHostsResponse
-	12, // 23: covey.scheduler.v1.HostsService.ExplainPlacement:output_type -> covey.scheduler.v1.ExplainPlacementResponse
-	15, // 24: covey.scheduler.v1.HostsService.CordonHost:output_type -> covey.scheduler.v1.CordonHostResponse
-	19, // [19:25] is the sub-list for method output_type
-	13, // [13:19] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	24, // 3: covey.scheduler.v1.Host.labels:type_name -> covey.scheduler.v1.Host.LabelsEntry
+	26, // 4: covey.scheduler.v1.Host.heartbeat_time:type_name -> google.protobuf.Timestamp
+	3,  // 5: covey.scheduler.v1.Host.cpu_baseline:type_name -> covey.scheduler.v1.CpuBaseline
+	1,  // 6: covey.scheduler.v1.PlaceRequest.resources:type_name -> covey.scheduler.v1.Resources
+	25, // 7: covey.scheduler.v1.PlaceRequest.host_labels:type_name -> covey.scheduler.v1.PlaceRequest.HostLabelsEntry
+	2,  // 8: covey.scheduler.v1.HeartbeatRequest.host:type_name -> covey.scheduler.v1.Host
+	0,  // 9: covey.scheduler.v1.HeartbeatResponse.state:type_name -> covey.scheduler.v1.HostState
+	3,  // 10: covey.scheduler.v1.HeartbeatResponse.cpu_baseline:type_name -> covey.scheduler.v1.CpuBaseline
+	2,  // 11: covey.scheduler.v1.ListHostsResponse.hosts:type_name -> covey.scheduler.v1.Host
+	4,  // 12: covey.scheduler.v1.ExplainPlacementRequest.place:type_name -> covey.scheduler.v1.PlaceRequest
+	14, // 13: covey.scheduler.v1.ExplainPlacementResponse.verdicts:type_name -> covey.scheduler.v1.HostVerdict
+	2,  // 14: covey.scheduler.v1.CordonHostResponse.host:type_name -> covey.scheduler.v1.Host
+	3,  // 15: covey.scheduler.v1.GetBaselineResponse.baseline:type_name -> covey.scheduler.v1.CpuBaseline
+	19, // 16: covey.scheduler.v1.GetBaselineResponse.hosts:type_name -> covey.scheduler.v1.HostFeatures
+	3,  // 17: covey.scheduler.v1.SetBaselineResponse.baseline:type_name -> covey.scheduler.v1.CpuBaseline
+	4,  // 18: covey.scheduler.v1.SchedulerService.Place:input_type -> covey.scheduler.v1.PlaceRequest
+	6,  // 19: covey.scheduler.v1.SchedulerService.ReleaseReservation:input_type -> covey.scheduler.v1.ReleaseReservationRequest
+	8,  // 20: covey.scheduler.v1.SchedulerService.Heartbeat:input_type -> covey.scheduler.v1.HeartbeatRequest
+	10, // 21: covey.scheduler.v1.HostsService.ListHosts:input_type -> covey.scheduler.v1.ListHostsRequest
+	12, // 22: covey.scheduler.v1.HostsService.ExplainPlacement:input_type -> covey.scheduler.v1.ExplainPlacementRequest
+	15, // 23: covey.scheduler.v1.HostsService.CordonHost:input_type -> covey.scheduler.v1.CordonHostRequest
+	17, // 24: covey.scheduler.v1.HostsService.GetBaseline:input_type -> covey.scheduler.v1.GetBaselineRequest
+	20, // 25: covey.scheduler.v1.HostsService.SetBaseline:input_type -> covey.scheduler.v1.SetBaselineRequest
+	22, // 26: covey.scheduler.v1.HostsService.ClearBaseline:input_type -> covey.scheduler.v1.ClearBaselineRequest
+	5,  // 27: covey.scheduler.v1.SchedulerService.Place:output_type -> covey.scheduler.v1.PlaceResponse
+	7,  // 28: covey.scheduler.v1.SchedulerService.ReleaseReservation:output_type -> covey.scheduler.v1.ReleaseReservationResponse
+	9,  // 29: covey.scheduler.v1.SchedulerService.Heartbeat:output_type -> covey.scheduler.v1.HeartbeatResponse
+	11, // 30: covey.scheduler.v1.HostsService.ListHosts:output_type -> covey.scheduler.v1.ListHostsResponse
+	13, // 31: covey.scheduler.v1.HostsService.ExplainPlacement:output_type -> covey.scheduler.v1.ExplainPlacementResponse
+	16, // 32: covey.scheduler.v1.HostsService.CordonHost:output_type -> covey.scheduler.v1.CordonHostResponse
+	18, // 33: covey.scheduler.v1.HostsService.GetBaseline:output_type -> covey.scheduler.v1.GetBaselineResponse
+	21, // 34: covey.scheduler.v1.HostsService.SetBaseline:output_type -> covey.scheduler.v1.SetBaselineResponse
+	23, // 35: covey.scheduler.v1.HostsService.ClearBaseline:output_type -> covey.scheduler.v1.ClearBaselineResponse
+	27, // [27:36] is the sub-list for method output_type
+	18, // [18:27] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_covey_scheduler_v1_scheduler_proto_init() }
@@ -1229,7 +1798,7 @@ func file_covey_scheduler_v1_scheduler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_covey_scheduler_v1_scheduler_proto_rawDesc), len(file_covey_scheduler_v1_scheduler_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

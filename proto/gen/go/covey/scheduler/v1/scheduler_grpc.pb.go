@@ -209,6 +209,9 @@ const (
 	HostsService_ListHosts_FullMethodName        = "/covey.scheduler.v1.HostsService/ListHosts"
 	HostsService_ExplainPlacement_FullMethodName = "/covey.scheduler.v1.HostsService/ExplainPlacement"
 	HostsService_CordonHost_FullMethodName       = "/covey.scheduler.v1.HostsService/CordonHost"
+	HostsService_GetBaseline_FullMethodName      = "/covey.scheduler.v1.HostsService/GetBaseline"
+	HostsService_SetBaseline_FullMethodName      = "/covey.scheduler.v1.HostsService/SetBaseline"
+	HostsService_ClearBaseline_FullMethodName    = "/covey.scheduler.v1.HostsService/ClearBaseline"
 )
 
 // HostsServiceClient is the client API for HostsService service.
@@ -223,6 +226,13 @@ type HostsServiceClient interface {
 	ExplainPlacement(ctx context.Context, in *ExplainPlacementRequest, opts ...grpc.CallOption) (*ExplainPlacementResponse, error)
 	// CordonHost keeps new sandboxes off a host, or with cordoned false lets them on again.
 	CordonHost(ctx context.Context, in *CordonHostRequest, opts ...grpc.CallOption) (*CordonHostResponse, error)
+	// GetBaseline shows the CPU baseline of a pool of hosts, the features that its hosts have in common, and what each has beyond.
+	GetBaseline(ctx context.Context, in *GetBaselineRequest, opts ...grpc.CallOption) (*GetBaselineResponse, error)
+	// SetBaseline bounds the CPU features of the VMs that the hosts of a pool boot from now on, so that their snapshots run on all of them.
+	// Snapshots that there are keep the processor that they were made with. INVALID_ARGUMENT where a host of the pool lacks a feature.
+	SetBaseline(ctx context.Context, in *SetBaselineRequest, opts ...grpc.CallOption) (*SetBaselineResponse, error)
+	// ClearBaseline lifts the CPU baseline of a pool. A pool without one is no error.
+	ClearBaseline(ctx context.Context, in *ClearBaselineRequest, opts ...grpc.CallOption) (*ClearBaselineResponse, error)
 }
 
 type hostsServiceClient struct {
@@ -263,6 +273,36 @@ func (c *hostsServiceClient) CordonHost(ctx context.Context, in *CordonHostReque
 	return out, nil
 }
 
+func (c *hostsServiceClient) GetBaseline(ctx context.Context, in *GetBaselineRequest, opts ...grpc.CallOption) (*GetBaselineResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetBaselineResponse)
+	err := c.cc.Invoke(ctx, HostsService_GetBaseline_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hostsServiceClient) SetBaseline(ctx context.Context, in *SetBaselineRequest, opts ...grpc.CallOption) (*SetBaselineResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetBaselineResponse)
+	err := c.cc.Invoke(ctx, HostsService_SetBaseline_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hostsServiceClient) ClearBaseline(ctx context.Context, in *ClearBaselineRequest, opts ...grpc.CallOption) (*ClearBaselineResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClearBaselineResponse)
+	err := c.cc.Invoke(ctx, HostsService_ClearBaseline_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // HostsServiceServer is the server API for HostsService service.
 // All implementations must embed UnimplementedHostsServiceServer
 // for forward compatibility.
@@ -275,6 +315,13 @@ type HostsServiceServer interface {
 	ExplainPlacement(context.Context, *ExplainPlacementRequest) (*ExplainPlacementResponse, error)
 	// CordonHost keeps new sandboxes off a host, or with cordoned false lets them on again.
 	CordonHost(context.Context, *CordonHostRequest) (*CordonHostResponse, error)
+	// GetBaseline shows the CPU baseline of a pool of hosts, the features that its hosts have in common, and what each has beyond.
+	GetBaseline(context.Context, *GetBaselineRequest) (*GetBaselineResponse, error)
+	// SetBaseline bounds the CPU features of the VMs that the hosts of a pool boot from now on, so that their snapshots run on all of them.
+	// Snapshots that there are keep the processor that they were made with. INVALID_ARGUMENT where a host of the pool lacks a feature.
+	SetBaseline(context.Context, *SetBaselineRequest) (*SetBaselineResponse, error)
+	// ClearBaseline lifts the CPU baseline of a pool. A pool without one is no error.
+	ClearBaseline(context.Context, *ClearBaselineRequest) (*ClearBaselineResponse, error)
 	mustEmbedUnimplementedHostsServiceServer()
 }
 
@@ -293,6 +340,15 @@ func (UnimplementedHostsServiceServer) ExplainPlacement(context.Context, *Explai
 }
 func (UnimplementedHostsServiceServer) CordonHost(context.Context, *CordonHostRequest) (*CordonHostResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CordonHost not implemented")
+}
+func (UnimplementedHostsServiceServer) GetBaseline(context.Context, *GetBaselineRequest) (*GetBaselineResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetBaseline not implemented")
+}
+func (UnimplementedHostsServiceServer) SetBaseline(context.Context, *SetBaselineRequest) (*SetBaselineResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetBaseline not implemented")
+}
+func (UnimplementedHostsServiceServer) ClearBaseline(context.Context, *ClearBaselineRequest) (*ClearBaselineResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ClearBaseline not implemented")
 }
 func (UnimplementedHostsServiceServer) mustEmbedUnimplementedHostsServiceServer() {}
 func (UnimplementedHostsServiceServer) testEmbeddedByValue()                      {}
@@ -369,6 +425,60 @@ func _HostsService_CordonHost_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HostsService_GetBaseline_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetBaselineRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostsServiceServer).GetBaseline(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostsService_GetBaseline_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostsServiceServer).GetBaseline(ctx, req.(*GetBaselineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _HostsService_SetBaseline_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetBaselineRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostsServiceServer).SetBaseline(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostsService_SetBaseline_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostsServiceServer).SetBaseline(ctx, req.(*SetBaselineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _HostsService_ClearBaseline_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ClearBaselineRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostsServiceServer).ClearBaseline(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostsService_ClearBaseline_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostsServiceServer).ClearBaseline(ctx, req.(*ClearBaselineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // HostsService_ServiceDesc is the grpc.ServiceDesc for HostsService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -387,6 +497,18 @@ var HostsService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CordonHost",
 			Handler:    _HostsService_CordonHost_Handler,
+		},
+		{
+			MethodName: "GetBaseline",
+			Handler:    _HostsService_GetBaseline_Handler,
+		},
+		{
+			MethodName: "SetBaseline",
+			Handler:    _HostsService_SetBaseline_Handler,
+		},
+		{
+			MethodName: "ClearBaseline",
+			Handler:    _HostsService_ClearBaseline_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1016,9 +1016,10 @@ type Manifest struct {
 	MemoryBytes int64 `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// Disk, bytes.
 	DiskBytes int64 `protobuf:"varint,10,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
-	// SHA-256 of kernel and initramfs that it was booted from, hexadecimal.
+	// SHA-256 of kernel and initramfs that it was booted from, hexadecimal. No condition of a restore: the kernel is in the memory.
 	KernelId string `protobuf:"bytes,11,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
-	// CPU features that the guest may use; a host must have them all.
+	// CPU features that the guest has, by their names in /proc/cpuinfo; a host's guests must be able to have them all. Empty in manifests of
+	// hosts that did not know.
 	CpuFeatures []string `protobuf:"bytes,12,rep,name=cpu_features,json=cpuFeatures,proto3" json:"cpu_features,omitempty"`
 	// VMM device state.
 	State *ObjectRef `protobuf:"bytes,13,opt,name=state,proto3" json:"state,omitempty"`
