@@ -99,7 +99,8 @@ func newHost(c Config, p *hostParts, d *chassis.Daemon) (*machine.Host, error) {
 	}
 	return machine.New(machine.Config{
 		ID: c.HostID, RunDir: filepath.Join(c.StateDir, "run"), ConsoleDir: filepath.Join(c.StateDir, "console"), JournalDir: filepath.Join(c.StateDir, "journal"),
-		Kernel: p.boot.kernel(p.driver.Capabilities().Driver), Initrd: p.boot.initrd, Cmdline: p.boot.cmdline, KernelID: p.boot.id,
+		SettingsDir: filepath.Join(c.StateDir, "settings"),
+		Kernel:      p.boot.kernel(p.driver.Capabilities().Driver), Initrd: p.boot.initrd, Cmdline: p.boot.cmdline, KernelID: p.boot.id,
 		Nameservers: c.Network.Nameservers, Capacity: room, Parallel: c.Starts, StartTime: c.StartTime, BusyCPU: c.BusyCPU,
 	}, p.machineParts(d), agent.Tracer{Tracer: d.Telemetry().Tracers.Tracer("hostagentd")}, d.Log())
 }

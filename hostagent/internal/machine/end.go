@@ -150,8 +150,8 @@ func (m *Machine) record(h *holdings) Record {
 		r.Slot = h.slot.ID()
 	}
 	if h.vm != nil {
-		handle := h.vm.Handle()
-		r.VM = &handle
+		handle, cpu := h.vm.Handle(), h.vm.CPU()
+		r.VM, r.CPU = &handle, &cpu
 	}
 	return r
 }

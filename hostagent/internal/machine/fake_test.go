@@ -130,7 +130,7 @@ func (noTracer) Span(ctx context.Context, _ string, _ ...string) (context.Contex
 func (w *world) host(t *testing.T, dir string) *Host {
 	t.Helper()
 	h, err := New(Config{
-		ID: "host-a", RunDir: filepath.Join(dir, "run"), ConsoleDir: filepath.Join(dir, "console"), JournalDir: filepath.Join(dir, "journal"),
+		ID: "host-a", RunDir: filepath.Join(dir, "run"), ConsoleDir: filepath.Join(dir, "console"), JournalDir: filepath.Join(dir, "journal"), SettingsDir: filepath.Join(dir, "settings"),
 		Capacity: Room{VCPUs: 8, MemoryMB: 4096, DiskMB: 8192, Slots: 4}, Parallel: 4, Tick: time.Millisecond,
 	}, w.parts(), noTracer{}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
@@ -374,12 +374,12 @@ type fakeDriver struct{ w *world }
 
 func (d fakeDriver) Capabilities() vmm.Capabilities {
 	return vmm.Capabilities{
-		Driver: "fake", Machine: "m1", Machines: []string{"m1", "m0"}, CPUFeatures: []string{"avx", "sse2"}, Accel: vmm.TCG, MaxVCPUs: 8, LazyMemory: d.w.lazy,
+		Driver: "fake", Machine: "m1", Machines: []string{"m1", "m0"}, CPUFeatures: []string{"aes", "popcnt"}, Accel: vmm.TCG, MaxVCPUs: 8, LazyMemory: d.w.lazy,
 	}
 }
 
 func (d fakeDriver) CPU(baseline []string) vmm.CPU {
-	all := []string{"avx", "sse2"}
+	all := []string{"aes", "popcnt"}
 	c := vmm.CPU{Machine: "m1", Model: "fake", Features: cpu.Limit(all, baseline)}
 	c.Masked = cpu.Minus(all, c.Features)
 	return c

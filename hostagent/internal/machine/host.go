@@ -21,6 +21,8 @@ type Config struct {
 	ID string
 	// RunDir has a directory of sockets for each machine; ConsoleDir the console logs; JournalDir the journal.
 	RunDir, ConsoleDir, JournalDir string
+	// SettingsDir keeps what the host was told from outside and that holds until it is told otherwise.
+	SettingsDir string
 	// Kernel and Initrd are files, Cmdline the kernel's parameters, KernelID the digest of both files.
 	Kernel, Initrd, Cmdline, KernelID string
 	// Nameservers are given to every guest.
@@ -57,6 +59,8 @@ type Record struct {
 	Slot        string `json:"slot,omitempty"`
 	// VM is nil until the VMM has been started.
 	VM *vmm.Handle `json:"vm,omitempty"`
+	// CPU is the VM's processor; nil too in records of an agent that did not know it.
+	CPU *vmm.CPU `json:"cpu,omitempty"`
 }
 
 // Host has all machines of one host.
@@ -68,6 +72,8 @@ type Host struct {
 	journal *journal.Journal[Record]
 	ledger  *Ledger
 	hub     *hub
+	// baseline bounds the processors of VMs that are booted.
+	baseline *baselineKeeper
 	// starts has a token for each start under way.
 	starts chan struct{}
 	// change has a token when what a heartbeat tells has changed; capacity 1, never closed.
@@ -107,8 +113,12 @@ func New(conf Config, parts Parts, tracer Tracer, log *slog.Logger) (*Host, erro
 	if err != nil {
 		return nil, err
 	}
+	baseline, err := openBaseline(conf.SettingsDir)
+	if err != nil {
+		return nil, err
+	}
 	return &Host{
-		conf: conf, parts: parts, tracer: tracer, log: log, journal: j, ledger: NewLedger(conf.Capacity), hub: newHub(),
+		conf: conf, baseline: baseline, parts: parts, tracer: tracer, log: log, journal: j, ledger: NewLedger(conf.Capacity), hub: newHub(),
 		starts: make(chan struct{}, conf.Parallel), change: make(chan struct{}, 1),
 		machines: map[string]*Machine{}, templates: map[string]*templateJob{}, quit: make(chan struct{}),
 	}, nil

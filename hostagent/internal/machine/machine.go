@@ -33,6 +33,8 @@ type Machine struct {
 	log  *slog.Logger
 	// private machines are nobody's sandbox: not in the table, the journal or the events.
 	private bool
+	// baseline bounds its processor if it is booted.
+	baseline []string
 
 	// lastActive is Unix nanoseconds; streams counts open streams of the data plane.
 	lastActive atomic.Int64
@@ -84,7 +86,7 @@ type job struct {
 
 func (h *Host) newMachine(spec Spec) *Machine {
 	m := &Machine{
-		host: h, spec: spec, log: h.log.With("sandbox_id", spec.ID), saved: map[string]Saved{},
+		host: h, spec: spec, baseline: h.baseline.get().Features, log: h.log.With("sandbox_id", spec.ID), saved: map[string]Saved{},
 		status: Status{Spec: spec, State: Starting, StateTime: time.Now()},
 	}
 	m.Touch()

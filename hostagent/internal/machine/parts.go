@@ -145,12 +145,14 @@ type Manifest struct {
 	Labels     map[string]string
 	Tenant     string
 	Generation int
-	// Driver, Version, Machine and Accel are those of vmm.Capabilities that saved it.
+	// Driver, Version and Accel are those of vmm.Capabilities that saved it, Machine that of the VM's vmm.CPU.
 	Driver, Version, Machine, Accel string
 	VCPUs                           int
 	// MemoryBytes and DiskBytes are sizes of the address spaces.
 	MemoryBytes, DiskBytes int64
-	// KernelID is the digest of kernel and initramfs.
+	// CPUFeatures are those that its guest has, of package cpu, sorted; empty where that is not known.
+	CPUFeatures []string `json:",omitempty"`
+	// KernelID is the digest of kernel and initramfs. It is no condition of a restore: the kernel is in the memory.
 	KernelID string
 	// Image is the stock image that it goes back to; ImageID that image's digest.
 	Image, ImageID  string

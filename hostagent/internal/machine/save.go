@@ -163,10 +163,10 @@ func abort(ctx context.Context, d Draft) error {
 // manifest describes a snapshot of this machine that is to be made.
 func (m *Machine) manifest(r SnapshotRequest) Manifest {
 	base := m.hold.base.Manifest()
-	caps := m.host.parts.Driver.Capabilities()
+	caps, cpu := m.host.parts.Driver.Capabilities(), m.hold.vm.CPU()
 	man := Manifest{
 		ID: r.ID, Kind: r.Kind, Name: r.Name, Labels: r.Labels, Tenant: m.spec.Tenant,
-		Driver: caps.Driver, Version: caps.Version, Machine: caps.Machine, Accel: string(caps.Accel), VCPUs: m.spec.VCPUs,
+		Driver: caps.Driver, Version: caps.Version, Machine: cpu.Machine, Accel: string(caps.Accel), CPUFeatures: cpu.Features, VCPUs: m.spec.VCPUs,
 		MemoryBytes: m.spec.MemoryBytes(), DiskBytes: m.spec.DiskBytes(), KernelID: m.host.conf.KernelID,
 		Image: base.Image, ImageID: base.ImageID, SourceSandboxID: m.spec.ID, CreateTime: time.Now(),
 	}

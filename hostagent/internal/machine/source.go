@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+
+	"github.com/coveyhq/covey/hostagent/internal/cpu"
 )
 
 // source finds what a start begins with: the snapshot that was named, the image, or the image's template, which is made if need be.
@@ -112,8 +115,10 @@ func (h *Host) compatible(man Manifest) error {
 	switch {
 	case man.Driver != caps.Driver:
 		problem = fmt.Sprintf("it was saved by %s; this host runs %s", man.Driver, caps.Driver)
-	case man.Machine != caps.Machine:
-		problem = fmt.Sprintf("it belongs to machine model %s; this host has %s", man.Machine, caps.Machine)
+	case !slices.Contains(caps.Machines, man.Machine):
+		problem = fmt.Sprintf("it belongs to machine model %s; this host has %s", man.Machine, strings.Join(caps.Machines, " and "))
+	case len(cpu.Minus(man.CPUFeatures, caps.CPUFeatures)) > 0:
+		problem = fmt.Sprintf("its processor has %s, which guests of this host cannot have", cpu.Join(cpu.Minus(man.CPUFeatures, caps.CPUFeatures)))
 	case man.Accel != string(caps.Accel):
 		problem = fmt.Sprintf("it ran on %s; this host has %s", man.Accel, caps.Accel)
 	default:
@@ -130,7 +135,8 @@ type templateJob struct {
 
 // template pins the template of an image for the spec's sizes. The first that asks has it made, for all that ask meanwhile.
 func (h *Host) template(ctx context.Context, spec Spec) (Base, error) {
-	key, err := h.templateKey(ctx, spec)
+	baseline := h.baseline.get().Features
+	key, err := h.templateKey(ctx, spec, baseline)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +151,7 @@ func (h *Host) template(ctx context.Context, spec Spec) (Base, error) {
 				return nil, err
 			}
 		}
-		job, err := h.makeTemplate(ctx, key, spec)
+		job, err := h.makeTemplate(ctx, key, spec, baseline)
 		if err != nil {
 			return nil, err
 		}
@@ -160,21 +166,26 @@ func (h *Host) template(ctx context.Context, spec Spec) (Base, error) {
 	}
 }
 
-// templateKey names a template by all that it depends on: image, kernel, VMM, sizes, and this host, as each makes its own.
-func (h *Host) templateKey(ctx context.Context, spec Spec) (string, error) {
+// templateKey names a template by all that it depends on: image, kernel, VMM, processor, sizes, and this host, as each makes its own.
+func (h *Host) templateKey(ctx context.Context, spec Spec, baseline []string) (string, error) {
 	src, err := h.imageSource(ctx, spec, "")
 	if err != nil {
 		return "", err
 	}
 	defer src.base.Release()
-	caps := h.parts.Driver.Capabilities()
-	sum := sha256.Sum256(fmt.Appendf(nil, "covey template 1\n%s\n%s\n%s\n%s %s %s %s\n%s\n%d %d %d\n", h.conf.ID, src.base.Manifest().ImageID,
-		h.conf.KernelID, caps.Driver, caps.Version, caps.Machine, caps.Accel, h.conf.Cmdline, spec.VCPUs, spec.MemoryMB, spec.DiskMB))
+	caps, processor := h.parts.Driver.Capabilities(), h.parts.Driver.CPU(baseline)
+	text := fmt.Appendf(nil, "covey template 1\n%s\n%s\n%s\n%s %s %s %s\n%s\n%d %d %d\n", h.conf.ID, src.base.Manifest().ImageID,
+		h.conf.KernelID, caps.Driver, caps.Version, processor.Machine, caps.Accel, h.conf.Cmdline, spec.VCPUs, spec.MemoryMB, spec.DiskMB)
+	if len(processor.Masked) > 0 {
+		// The others keep the names that they have had since before there were masks.
+		text = fmt.Appendf(text, "%s\n", processor.Model)
+	}
+	sum := sha256.Sum256(text)
 	return "snap_" + idText([16]byte(sum[:16])), nil
 }
 
 // makeTemplate begins to make a template, or finds the job that does.
-func (h *Host) makeTemplate(ctx context.Context, key string, spec Spec) (*templateJob, error) {
+func (h *Host) makeTemplate(ctx context.Context, key string, spec Spec, baseline []string) (*templateJob, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if job := h.templates[key]; job != nil {
@@ -188,7 +199,7 @@ func (h *Host) makeTemplate(ctx context.Context, key string, spec Spec) (*templa
 			defer h.mu.Unlock()
 			delete(h.templates, key)
 		}()
-		job.err = h.firstBoot(context.WithoutCancel(ctx), key, spec)
+		job.err = h.firstBoot(context.WithoutCancel(ctx), key, spec, baseline)
 	}) {
 		return nil, ErrClosing
 	}
@@ -198,7 +209,7 @@ func (h *Host) makeTemplate(ctx context.Context, key string, spec Spec) (*templa
 
 // firstBoot boots an image in a machine that nobody sees and keeps its state as a template. The machine takes no room of its own: who
 // waits for it has taken as much and has nothing yet. Its life is not that of a request: others wait for it too.
-func (h *Host) firstBoot(ctx context.Context, key string, spec Spec) (err error) {
+func (h *Host) firstBoot(ctx context.Context, key string, spec Spec, baseline []string) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, h.conf.StartTime)
 	defer cancel()
 	ctx, span := h.span(ctx, "hostagent.template", key)
@@ -207,7 +218,7 @@ func (h *Host) firstBoot(ctx context.Context, key string, spec Spec) (err error)
 		ID: newID("tpl_"), Image: spec.Image, VCPUs: spec.VCPUs, MemoryMB: spec.MemoryMB, DiskMB: spec.DiskMB,
 		ColdBoot: true, Network: Network{Disabled: true},
 	})
-	m.private = true
+	m.private, m.baseline = true, baseline
 	src, err := h.imageSource(ctx, spec, "")
 	if err != nil {
 		return err

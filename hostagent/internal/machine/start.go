@@ -180,7 +180,7 @@ func (m *Machine) vmConfig(h *holdings) vmm.Config {
 	return vmm.Config{
 		ID: id, RunDir: m.host.runDir(id), VCPUs: m.spec.VCPUs, MemoryBytes: m.spec.MemoryBytes(),
 		Kernel: m.host.conf.Kernel, Initrd: m.host.conf.Initrd, Cmdline: m.host.conf.Cmdline,
-		Memory: h.mem.File(), PagerSocket: h.mem.Socket(), DiskSocket: m.host.diskSocket(id),
+		Baseline: m.baseline, Memory: h.mem.File(), PagerSocket: h.mem.Socket(), DiskSocket: m.host.diskSocket(id),
 		NetNS: h.slot.NetNS(), TapName: h.slot.TAP(), MAC: h.slot.MAC(), ConsolePath: m.host.ConsolePath(id),
 		UID: h.cage.UID(), GID: h.cage.GID(), CgroupProcs: h.cage.Procs(),
 	}

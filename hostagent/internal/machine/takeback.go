@@ -161,13 +161,15 @@ func (m *Machine) reopen(ctx context.Context, h *holdings, rec Record) (err erro
 		return fmt.Errorf("memory: %w", err)
 	}
 	h.undo.push("pager", h.mem.Close)
-	return m.reopenVM(ctx, h, *rec.VM)
+	return m.reopenVM(ctx, h, rec)
 }
 
-func (m *Machine) reopenVM(ctx context.Context, h *holdings, handle vmm.Handle) (err error) {
+func (m *Machine) reopenVM(ctx context.Context, h *holdings, rec Record) (err error) {
 	console := m.host.ConsolePath(m.spec.ID)
 	h.undo.push(undoConsole, func(context.Context) error { return removeIfThere(console) })
-	if h.vm, err = m.host.parts.Driver.Reopen(ctx, m.vmConfig(h), handle); err != nil {
+	conf := m.vmConfig(h)
+	conf.CPU = rec.CPU
+	if h.vm, err = m.host.parts.Driver.Reopen(ctx, conf, *rec.VM); err != nil {
 		return fmt.Errorf("VMM: %w", err)
 	}
 	h.undo.push("VMM", h.vm.Kill)
