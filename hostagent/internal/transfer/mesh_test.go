@@ -20,7 +20,9 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/coveyhq/covey/hostagent/internal/image"
 	"github.com/coveyhq/covey/hostagent/internal/machine"
@@ -72,6 +74,8 @@ type mesh struct {
 
 	// reads counts the ranges that hosts have asked the registry for.
 	reads atomic.Int64
+	// refuse makes the registry refuse new snapshots, as one of another release may.
+	refuse atomic.Bool
 
 	mu    sync.Mutex // guards hosts
 	hosts map[string]*host
@@ -104,7 +108,13 @@ func newMeshOn(t *testing.T, w *wire) *mesh {
 
 // dialRegistry calls the registry from a site.
 func (m *mesh) dialRegistry(site string) *grpc.ClientConn {
-	return dial(m.t, m.addr, m.wire.from(site), grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	refuse := func(ctx context.Context, method string, q, r any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if method == snapshotv1.RegistryService_RegisterSnapshot_FullMethodName && m.refuse.Load() {
+			return status.Error(codes.InvalidArgument, "manifest: what is this")
+		}
+		return next(ctx, method, q, r, cc, opts...)
+	}
+	return dial(m.t, m.addr, m.wire.from(site), grpc.WithUnaryInterceptor(refuse), grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 		if method == snapshotv1.RegistryService_ReadObject_FullMethodName {
 			m.reads.Add(1)
 		}

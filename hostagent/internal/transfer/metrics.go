@@ -14,8 +14,9 @@ type metrics struct {
 	uploadBytes, uploads, fetchBytes, fetches metric.Int64Counter
 }
 
-// newMetrics makes the instruments; a nil meter makes them count nothing. waiting tells how many uploads are under way.
-func newMetrics(m metric.Meter, waiting func() int) (*metrics, error) {
+// newMetrics makes the instruments; a nil meter makes them count nothing. waiting tells how many uploads are under way, and refused how many of
+// those the registry refuses.
+func newMetrics(m metric.Meter, waiting, refused func() int) (*metrics, error) {
 	if m == nil {
 		m = noop.NewMeterProvider().Meter("")
 	}
@@ -34,23 +35,33 @@ func newMetrics(m metric.Meter, waiting func() int) (*metrics, error) {
 			return nil, fmt.Errorf("transfer: %w", err)
 		}
 	}
-	if waiting == nil {
-		return x, nil
+	for _, g := range []struct {
+		name, desc string
+		now        func() int
+	}{
+		{"uploads.pending", "Snapshots of this host that are not durable yet.", waiting},
+		{"uploads.refused", "Snapshots of this host that the registry refuses to take.", refused},
+	} {
+		_, err := m.Int64ObservableGauge("covey.transfer."+g.name, metric.WithUnit("{snapshot}"), metric.WithDescription(g.desc),
+			metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+				o.Observe(int64(g.now()))
+				return nil
+			}))
+		if err != nil {
+			return nil, fmt.Errorf("transfer: %w", err)
+		}
 	}
-	_, err := m.Int64ObservableGauge("covey.transfer.uploads.pending", metric.WithUnit("{snapshot}"),
-		metric.WithDescription("Snapshots of this host that are not durable yet."),
-		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
-			o.Observe(int64(waiting()))
-			return nil
-		}))
-	return x, err
+	return x, nil
 }
 
 func result(err error) string {
-	if err != nil {
-		return "error"
+	switch {
+	case err == nil:
+		return "ok"
+	case refused(err):
+		return "refused"
 	}
-	return "ok"
+	return "error"
 }
 
 func (x *metrics) uploaded(ctx context.Context, err error) {

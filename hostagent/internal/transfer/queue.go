@@ -10,8 +10,9 @@ import (
 const (
 	firstPause = 200 * time.Millisecond
 	lastPause  = 30 * time.Second
-	// refusedPause is for uploads that the registry refuses for a reason that may go away, like a quota.
-	refusedPause = 5 * time.Minute
+	// Those of uploads that the registry refuses for a reason that may go away, like a quota or another release.
+	firstRefused = time.Second
+	lastRefused  = 5 * time.Minute
 )
 
 // queue holds the snapshots that are on their way into the registry.
@@ -26,7 +27,8 @@ type item struct {
 	// registered: the registry knows of it and keeps what it names.
 	registered bool
 	running    bool
-	tries      int
+	// tries is how often it was tried, refusals how often the registry has refused it since it was last out of reach or took it.
+	tries, refusals int
 	// notBefore is when it is to be tried again.
 	notBefore time.Time
 }
@@ -94,18 +96,31 @@ func (q *queue) remove(id string) {
 	q.signal()
 }
 
-// later puts a snapshot that was taken back, to be tried again after a pause that grows; pause 0 means that.
-func (q *queue) later(id string, pause time.Duration) time.Duration {
+// later puts a snapshot that was taken back, to be tried again after a pause that grows.
+func (q *queue) later(id string) time.Duration {
+	return q.again(id, func(i *item) time.Duration {
+		i.refusals = 0
+		return min(lastPause, firstPause<<min(i.tries, 10))
+	})
+}
+
+// refused is later for one that the registry refuses.
+func (q *queue) refused(id string) time.Duration {
+	return q.again(id, func(i *item) time.Duration {
+		i.refusals++
+		return min(lastRefused, firstRefused<<min(i.refusals-1, 10))
+	})
+}
+
+func (q *queue) again(id string, after func(*item) time.Duration) time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	i := q.items[id]
 	if i == nil {
 		return 0
 	}
-	if pause == 0 {
-		pause = min(lastPause, firstPause<<min(i.tries, 10))
-		pause = pause/2 + rand.N(pause/2)
-	}
+	pause := after(i)
+	pause = pause/2 + rand.N(pause/2)
 	i.tries++
 	i.running, i.notBefore = false, time.Now().Add(pause)
 	q.signal()
@@ -122,6 +137,18 @@ func (q *queue) len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return len(q.items)
+}
+
+// lenRefused counts those that the registry refused when they were last tried.
+func (q *queue) lenRefused() (n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, i := range q.items {
+		if i.refusals > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // allRegistered tells whether the registry keeps what all of them name.

@@ -95,7 +95,7 @@ func New(c Config) (*Transfer, error) {
 	if t.marks, err = openMarks(filepath.Join(c.Dir, "marks")); err != nil {
 		return nil, err
 	}
-	if t.metrics, err = newMetrics(c.Meter, t.queue.len); err != nil {
+	if t.metrics, err = newMetrics(c.Meter, t.queue.len, t.queue.lenRefused); err != nil {
 		return nil, err
 	}
 	t.fetcher = newFetcher(t)
@@ -114,8 +114,9 @@ func (t *Transfer) Pending() int { return t.queue.len() }
 // registerTime bounds a registration that a caller waits for.
 const registerTime = 10 * time.Second
 
-// Register implements machine.Registry. Where the registry refuses the snapshot it is not uploaded; where it is out of reach the error
-// says so, and it is tried again in the background as long as the snapshot is here.
+// Register implements machine.Registry. Where the registry is out of reach the error says so, and it is tried again in the background as
+// long as the snapshot is here. One that the registry refuses is not uploaded, and its maker removes it; except a paused sandbox's, which
+// is all that there is of it: that is tried again too.
 func (t *Transfer) Register(ctx context.Context, m machine.Manifest) error {
 	ctx, cancel := context.WithTimeout(ctx, registerTime)
 	defer cancel()
@@ -125,6 +126,9 @@ func (t *Transfer) Register(ctx context.Context, m machine.Manifest) error {
 	}
 	state, err := t.register(ctx, r)
 	if refused(err) || gone(err) {
+		if m.Kind == machine.PauseSnapshot {
+			t.keepTrying(m.ID, err)
+		}
 		return err
 	}
 	if err == nil && state == snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE {
@@ -132,6 +136,17 @@ func (t *Transfer) Register(ctx context.Context, m machine.Manifest) error {
 	}
 	t.queue.add(m.ID, err == nil)
 	return err
+}
+
+// keepTrying queues a paused sandbox's snapshot that the registry does not take now. One that was deleted is looked at again at once, and
+// removed then.
+func (t *Transfer) keepTrying(id string, cause error) {
+	t.queue.add(id, false)
+	if refused(cause) {
+		t.metrics.uploaded(context.Background(), cause)
+		t.log.Warn("the registry refuses a paused sandbox's snapshot, which stays on this host alone", "snapshot_id", id, "error", cause,
+			"again_in", t.queue.refused(id))
+	}
 }
 
 // register tells the registry of a snapshot.
@@ -235,7 +250,7 @@ func (t *Transfer) try(ctx context.Context, id string) {
 	began := time.Now()
 	err := t.upload(ctx, id)
 	if ctx.Err() != nil {
-		t.queue.later(id, 0)
+		t.queue.later(id)
 		return
 	}
 	t.metrics.uploaded(ctx, err)
@@ -252,9 +267,9 @@ func (t *Transfer) try(ctx context.Context, id string) {
 		log.Info("snapshot was deleted and is removed from this host")
 		t.removeLocal(ctx, id)
 	case refused(err):
-		log.Warn("the registry refuses a snapshot", "error", err, "again_in", t.queue.later(id, refusedPause))
+		log.Warn("the registry refuses a snapshot", "error", err, "again_in", t.queue.refused(id))
 	default:
-		log.Info("snapshot is not uploaded yet", "error", err, "again_in", t.queue.later(id, 0))
+		log.Info("snapshot is not uploaded yet", "error", err, "again_in", t.queue.later(id))
 	}
 }
 
@@ -268,7 +283,7 @@ func (t *Transfer) done(id string) error {
 
 func (t *Transfer) removeLocal(ctx context.Context, id string) {
 	if err := t.store.Remove(ctx, id); err != nil {
-		t.log.Warn("a deleted snapshot cannot be removed from this host; will be tried again", "snapshot_id", id, "error", err, "again_in", t.queue.later(id, 0))
+		t.log.Warn("a deleted snapshot cannot be removed from this host; will be tried again", "snapshot_id", id, "error", err, "again_in", t.queue.later(id))
 		return
 	}
 	t.queue.remove(id)

@@ -190,6 +190,29 @@ func TestANameThatIsTakenIsSaidAtOnceAndNothingIsUploaded(t *testing.T) {
 	}
 }
 
+// A paused sandbox is nothing but its snapshot, so refusing it must not be the last word.
+func TestAPausedSandboxsSnapshotThatIsRefusedIsUploadedOnceItIsTaken(t *testing.T) {
+	m := newMesh(t)
+	a := m.host("host-a")
+	m.refuse.Store(true)
+	paused, template := a.save(), a.saveAs(machine.TemplateSnapshot, "golden", a.of())
+	for _, s := range []saved{paused, template} {
+		if err := a.Register(t.Context(), s.Manifest); status.Code(err) != codes.InvalidArgument {
+			t.Fatalf("registered: %v", err)
+		}
+	}
+	if a.Pending() != 1 {
+		t.Fatalf("%d are pending, want the paused sandbox's alone", a.Pending())
+	}
+	a.open(paused.ID).Release()
+	m.refuse.Store(false)
+	m.durable(paused.ID)
+	eventually(t, "nothing is pending", func() bool { return a.Pending() == 0 })
+	if _, err := m.reg.GetManifest(t.Context(), &snapshotv1.GetManifestRequest{Snapshot: template.ID}); status.Code(err) != codes.NotFound {
+		t.Errorf("a template whose maker was told that it failed: %v", err)
+	}
+}
+
 func TestManyHostsThatStartOneSnapshotAtOnceLeaveTheRegistryAlone(t *testing.T) {
 	m := newMesh(t)
 	a := m.host("host-a")
