@@ -39,14 +39,8 @@
 //
 // # State files
 //
-// What Firecracker writes is wrapped, because Firecracker trusts it:
-//
-//	offset  size
-//	     0     8  magic "COVEYFS" and the format's version: 2, or 1, whose description lacks the guest's features
-//	     8     4  length of the description, little-endian
-//	    12     8  length of Firecracker's state, little-endian
-//	    20    32  SHA-256 of all that follows
-//	    52        the description, JSON (see stateMeta), then Firecracker's state
+// What Firecracker writes is wrapped, because Firecracker trusts it. See package statefile; the magic is "COVEYFS", the version 2, or 1, whose
+// description (see stateMeta) lacks the guest's features.
 //
 // Firecracker only warns when a state comes from another processor, and the guest crashes later: so the description names the processor, and
 // a state is refused unless it is the same.

@@ -14,6 +14,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/api"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/launch"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/statefile"
 )
 
 // layoutVersion is raised whenever devices or the layout below change in a way that keeps older states from loading.
@@ -232,8 +233,7 @@ func (d *Driver) jail(spec *launch.Spec, cfg *vmm.Config) {
 
 // maxFile is how large the files that Firecracker writes may become: the spool has the memory's size, a disk may be a file.
 func maxFile(cfg *vmm.Config, disk Disk) (int64, error) {
-	const state = 64 << 20
-	size := cfg.MemoryBytes + state
+	size := cfg.MemoryBytes + statefile.MaxBody
 	if disk == nil {
 		return size, nil
 	}

@@ -1,28 +1,19 @@
 package firecracker
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/statefile"
 )
 
-const (
-	stateMagic = "COVEYFS"
-	// formerState does not say which features the processor had: all of the host's. Every state that is written says it.
-	formerState = 1
-	stateFormat = 2
-	stateHeader = 52
-	// Limits of a state file's parts, in bytes; the state has about 20 KiB.
-	maxMeta  = 64 << 10
-	maxState = 64 << 20
-)
+// formerState does not say which features the processor had: all of the host's. Every state that is written says it.
+const formerState = 1
+
+// format is that of this driver's state files.
+var format = statefile.Format{Magic: "COVEYFS", Oldest: formerState, Version: 2}
 
 // stateMeta says what a VM must be like to load a state, and which Firecracker.
 type stateMeta struct {
@@ -89,47 +80,17 @@ func vendorOf(processor string) string {
 
 // writeState wraps Firecracker's state into a state file.
 func (d *Driver) writeState(path string, cfg *vmm.Config, cpu vmm.CPU, from *os.File) error {
-	body, err := io.ReadAll(io.NewSectionReader(from, 0, maxState+1))
+	body, err := statefile.Body(from)
 	if err != nil {
 		return err
 	}
-	if len(body) == 0 || len(body) > maxState {
-		return fmt.Errorf("Firecracker has written a state of %d bytes, want 1 to %d", len(body), maxState)
-	}
-	b, err := encodeState(d.meta(cfg, cpu), body)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, b, 0o600)
-}
-
-func encodeState(meta stateMeta, body []byte) ([]byte, error) {
-	m, err := json.Marshal(meta)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, stateHeader, stateHeader+len(m)+len(body))
-	b[copy(b, stateMagic)] = stateFormat
-	binary.LittleEndian.PutUint32(b[8:], uint32(len(m)))
-	binary.LittleEndian.PutUint64(b[12:], uint64(len(body)))
-	b = append(append(b, m...), body...)
-	sum := sha256.Sum256(b[stateHeader:])
-	copy(b[20:], sum[:])
-	return b, nil
+	return format.Write(path, d.meta(cfg, cpu), body)
 }
 
 // openState verifies a state file and returns Firecracker's state, with the processor that the VM has.
 func (d *Driver) openState(path string, cfg *vmm.Config) ([]byte, vmm.CPU, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, vmm.CPU{}, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, stateHeader+maxMeta+maxState+1))
-	if err != nil {
-		return nil, vmm.CPU{}, err
-	}
-	meta, body, err := decodeState(b)
+	var meta stateMeta
+	body, err := format.Read(path, &meta)
 	if err == nil {
 		if meta.CPU.Machine == "" {
 			meta.CPU = d.cpus.former()
@@ -143,25 +104,4 @@ func (d *Driver) openState(path string, cfg *vmm.Config) ([]byte, vmm.CPU, error
 		return nil, vmm.CPU{}, fmt.Errorf("state %s: %w", path, err)
 	}
 	return body, meta.CPU, nil
-}
-
-func decodeState(b []byte) (meta stateMeta, body []byte, err error) {
-	if len(b) < stateHeader || !bytes.HasPrefix(b, []byte(stateMagic)) {
-		return meta, nil, fmt.Errorf("%w: it is no state file of this driver", vmm.ErrIncompatible)
-	}
-	if f := b[len(stateMagic)]; f < formerState || f > stateFormat {
-		return meta, nil, fmt.Errorf("%w: its format is %d, this host agent reads %d to %d", vmm.ErrIncompatible, f, formerState, stateFormat)
-	}
-	m, n := uint64(binary.LittleEndian.Uint32(b[8:])), binary.LittleEndian.Uint64(b[12:])
-	rest := b[stateHeader:]
-	if m > maxMeta || n > maxState || m+n != uint64(len(rest)) {
-		return meta, nil, fmt.Errorf("%w: it has %d bytes after its header, which announces %d and %d", vmm.ErrIncompatible, len(rest), m, n)
-	}
-	if sum := sha256.Sum256(rest); !bytes.Equal(sum[:], b[20:stateHeader]) {
-		return meta, nil, fmt.Errorf("%w: it is damaged: its checksum is wrong", vmm.ErrIncompatible)
-	}
-	if err := json.Unmarshal(rest[:m], &meta); err != nil {
-		return meta, nil, fmt.Errorf("%w: its description: %w", vmm.ErrIncompatible, err)
-	}
-	return meta, rest[m:], nil
 }

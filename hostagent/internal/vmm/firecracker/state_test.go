@@ -10,6 +10,11 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 )
 
+func decodeState(b []byte) (meta stateMeta, body []byte, err error) {
+	body, err = format.Decode(b, &meta)
+	return meta, body, err
+}
+
 func TestReleasesAreRecognised(t *testing.T) {
 	for series, want := range map[string]release{
 		"1.7":  {series: "1.7", format: 1},
@@ -81,7 +86,7 @@ func TestARefusalSaysWhichCanLoadTheState(t *testing.T) {
 
 func TestADamagedStateIsRefused(t *testing.T) {
 	meta := stateMeta{Version: "1.16.1", Major: 10, Processor: "A", VCPUs: 1}
-	whole, err := encodeState(meta, []byte("a state"))
+	whole, err := format.Encode(meta, []byte("a state"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,12 +106,12 @@ func TestADamagedStateIsRefused(t *testing.T) {
 }
 
 func FuzzDecodeState(f *testing.F) {
-	whole, err := encodeState(stateMeta{Version: "1.16.1"}, []byte("a state"))
+	whole, err := format.Encode(stateMeta{Version: "1.16.1"}, []byte("a state"))
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(whole)
-	f.Add([]byte(stateMagic))
+	f.Add([]byte(format.Magic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, _, err := decodeState(b); err != nil && !errors.Is(err, vmm.ErrIncompatible) {
 			t.Error(err)

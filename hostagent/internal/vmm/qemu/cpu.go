@@ -15,6 +15,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/qemu/qmp"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/statefile"
 )
 
 // emulated is the processor under TCG: x86-64-v2, which what Debian and Python's wheels are built for needs, with instructions for random numbers.
@@ -232,7 +233,7 @@ func (p *processors) fits(c vmm.CPU) error {
 	if missing := cpu.Minus(c.Features, p.has); len(missing) > 0 {
 		return fmt.Errorf("%w: its processor has %s, which guests of this host cannot have", vmm.ErrIncompatible, cpu.Join(missing))
 	}
-	if len(c.Model) > maxMeta || !legalModel.MatchString(c.Model) {
+	if len(c.Model) > statefile.MaxDescription || !legalModel.MatchString(c.Model) {
 		return fmt.Errorf("%w: its processor is %.200q, which is no model", vmm.ErrIncompatible, c.Model)
 	}
 	return nil

@@ -16,14 +16,8 @@
 //
 // # State files
 //
-// What QEMU writes is wrapped, because QEMU trusts it: a damaged byte may load, fail, or end in an assertion.
-//
-//	offset  size
-//	     0     8  magic "COVEYQS" and the format's version: 2, or 1, whose description lacks the processor
-//	     8     4  length of the description, little-endian
-//	    12     8  length of QEMU's stream, little-endian
-//	    20    32  SHA-256 of all that follows
-//	    52        the description, JSON (see stateMeta), then QEMU's stream
+// What QEMU writes is wrapped, because QEMU trusts it: a damaged byte may load, fail, or end in an assertion. See package statefile; the magic
+// is "COVEYQS", the version 2, or 1, whose description (see stateMeta) lacks the processor.
 //
 // The description says what the VM must be like to load the stream. State passes through memory files: the VMM sees no path of
 // a snapshot, and what has been verified is what QEMU reads.

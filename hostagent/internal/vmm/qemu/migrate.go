@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/statefile"
 )
 
 // prepare makes QEMU's migration fit for state files, once for each process.
@@ -42,7 +42,7 @@ func (v *VM) SaveState(ctx context.Context, path string) error {
 		if err != nil {
 			return err
 		}
-		return v.driver.writeState(path, &v.cfg, v.cpu, stream)
+		return format.Write(path, v.driver.meta(&v.cfg, v.cpu), stream)
 	})
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)
@@ -70,12 +70,9 @@ func (v *VM) stream(ctx context.Context) ([]byte, error) {
 	if err := v.settle(ctx); err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(io.NewSectionReader(f, 0, maxStream+1))
+	b, err := statefile.Body(f)
 	if err != nil {
 		return nil, err
-	}
-	if len(b) == 0 || len(b) > maxStream {
-		return nil, fmt.Errorf("QEMU has written a state of %d bytes, want 1 to %d", len(b), maxStream)
 	}
 	v.saved = b
 	return b, nil

@@ -1,10 +1,6 @@
 package qemu
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,20 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/statefile"
 )
 
-const (
-	stateMagic = "COVEYQS"
-	// formerState does not say which processor the VM had: it is the standard one of the machine. Every state that is written says it.
-	formerState = 1
-	stateFormat = 2
-	stateHeader = 52
-	// Limits of a state file's parts, in bytes; the stream has about 60 KiB.
-	maxMeta   = 64 << 10
-	maxStream = 64 << 20
-	// tolerableDrift is what time synchronisation in the guest can make up for.
-	tolerableDrift = 0.0005
-)
+// formerState does not say which processor the VM had: it is the standard one of the machine. Every state that is written says it.
+const formerState = 1
+
+// format is that of this driver's state files.
+var format = statefile.Format{Magic: "COVEYQS", Oldest: formerState, Version: 2}
+
+// tolerableDrift is what time synchronisation in the guest can make up for.
+const tolerableDrift = 0.0005
 
 // stateMeta says what a VM must be like to load a stream.
 type stateMeta struct {
@@ -79,42 +72,10 @@ func (m stateMeta) fits(mine stateMeta) error {
 	return nil
 }
 
-// writeState wraps QEMU's stream into a state file.
-func (d *Driver) writeState(path string, cfg *vmm.Config, cpu vmm.CPU, stream []byte) error {
-	b, err := encodeState(d.meta(cfg, cpu), stream)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, b, 0o600)
-}
-
-func encodeState(meta stateMeta, body []byte) ([]byte, error) {
-	m, err := json.Marshal(meta)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, stateHeader, stateHeader+len(m)+len(body))
-	b[copy(b, stateMagic)] = stateFormat
-	binary.LittleEndian.PutUint32(b[8:], uint32(len(m)))
-	binary.LittleEndian.PutUint64(b[12:], uint64(len(body)))
-	b = append(append(b, m...), body...)
-	sum := sha256.Sum256(b[stateHeader:])
-	copy(b[20:], sum[:])
-	return b, nil
-}
-
 // openState verifies a state file and returns QEMU's stream in a file in memory, with the processor that the VM needs.
 func (d *Driver) openState(path string, cfg *vmm.Config) (*os.File, vmm.CPU, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, vmm.CPU{}, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, stateHeader+maxMeta+maxStream+1))
-	if err != nil {
-		return nil, vmm.CPU{}, err
-	}
-	meta, body, err := decodeState(b)
+	var meta stateMeta
+	body, err := format.Read(path, &meta)
 	if err == nil {
 		meta.CPU = d.cpus.saved(meta)
 		err = errors.Join(d.cpus.fits(meta.CPU), meta.fits(d.meta(cfg, meta.CPU)))
@@ -153,27 +114,6 @@ func (d *Driver) warnOfDrift(cfg *vmm.Config, meta stateMeta) {
 		d.conf.Log.Warn("the guest's clock will not run right: the host's time stamp counter has another frequency", "sandbox", cfg.ID,
 			"state_khz", meta.TSCKHz, "host_khz", tscKHz(), "drift", drift)
 	}
-}
-
-func decodeState(b []byte) (meta stateMeta, body []byte, err error) {
-	if len(b) < stateHeader || !bytes.HasPrefix(b, []byte(stateMagic)) {
-		return meta, nil, fmt.Errorf("%w: it is no state file of this driver", vmm.ErrIncompatible)
-	}
-	if f := b[len(stateMagic)]; f < formerState || f > stateFormat {
-		return meta, nil, fmt.Errorf("%w: its format is %d, this host agent reads %d to %d", vmm.ErrIncompatible, f, formerState, stateFormat)
-	}
-	m, n := uint64(binary.LittleEndian.Uint32(b[8:])), binary.LittleEndian.Uint64(b[12:])
-	rest := b[stateHeader:]
-	if m > maxMeta || n > maxStream || m+n != uint64(len(rest)) {
-		return meta, nil, fmt.Errorf("%w: it has %d bytes after its header, which announces %d and %d", vmm.ErrIncompatible, len(rest), m, n)
-	}
-	if sum := sha256.Sum256(rest); !bytes.Equal(sum[:], b[20:stateHeader]) {
-		return meta, nil, fmt.Errorf("%w: it is damaged: its checksum is wrong", vmm.ErrIncompatible)
-	}
-	if err := json.Unmarshal(rest[:m], &meta); err != nil {
-		return meta, nil, fmt.Errorf("%w: its description: %w", vmm.ErrIncompatible, err)
-	}
-	return meta, rest[m:], nil
 }
 
 // memoryFile makes a file that is nowhere but in memory.

@@ -18,9 +18,14 @@ var someMeta = stateMeta{
 	Machine: "m", Version: "7.2.22", VCPUs: 2, MemoryBytes: 1 << 28, Disk: true, Network: true, TSCKHz: 2000000,
 }
 
+func decodeState(b []byte) (meta stateMeta, body []byte, err error) {
+	body, err = format.Decode(b, &meta)
+	return meta, body, err
+}
+
 func TestAStateFileGivesBackWhatWasWrapped(t *testing.T) {
 	body := []byte("QEVM and so on")
-	b, err := encodeState(someMeta, body)
+	b, err := format.Encode(someMeta, body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +36,7 @@ func TestAStateFileGivesBackWhatWasWrapped(t *testing.T) {
 }
 
 func TestEveryDamageOfAStateFileIsFound(t *testing.T) {
-	b, err := encodeState(someMeta, bytes.Repeat([]byte("state"), 20))
+	b, err := format.Encode(someMeta, bytes.Repeat([]byte("state"), 20))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,11 +75,11 @@ func TestAStateLoadsOnlyIntoAVMLikeItsOwn(t *testing.T) {
 func TestAStateOfTheFormerFormatHasTheStandardProcessor(t *testing.T) {
 	former := someMeta
 	former.CPU = vmm.CPU{}
-	b, err := encodeState(former, []byte("body"))
+	b, err := format.Encode(former, []byte("body"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b[len(stateMagic)] = formerState
+	b[len(format.Magic)] = formerState
 	meta, _, err := decodeState(b)
 	if err != nil || !reflect.DeepEqual(meta, former) {
 		t.Fatalf("got %+v, %v", meta, err)
@@ -83,7 +88,7 @@ func TestAStateOfTheFormerFormatHasTheStandardProcessor(t *testing.T) {
 	if c := p.saved(meta); c.Machine != "m" || c.Model != emulated || !slices.Equal(c.Features, p.plain) {
 		t.Errorf("its processor is %+v", c)
 	}
-	b[len(stateMagic)] = stateFormat + 1
+	b[len(format.Magic)] = format.Version + 1
 	if _, _, err := decodeState(b); !errors.Is(err, vmm.ErrIncompatible) || !strings.Contains(err.Error(), "its format is 3") {
 		t.Errorf("a later format: %v", err)
 	}
@@ -101,12 +106,12 @@ func TestTheDriftOfAGuestsClockIsKnown(t *testing.T) {
 }
 
 func FuzzDecodeState(f *testing.F) {
-	b, _ := encodeState(someMeta, []byte("body"))
+	b, _ := format.Encode(someMeta, []byte("body"))
 	f.Add(b)
 	huge := bytes.Clone(b)
 	binary.LittleEndian.PutUint64(huge[12:], math.MaxUint64)
 	f.Add(huge)
-	f.Add([]byte(stateMagic))
+	f.Add([]byte(format.Magic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		meta, body, err := decodeState(b)
 		if err != nil {
@@ -115,7 +120,7 @@ func FuzzDecodeState(f *testing.F) {
 			}
 			return
 		}
-		if _, err := encodeState(meta, body); err != nil {
+		if _, err := format.Encode(meta, body); err != nil {
 			t.Fatal(err)
 		}
 	})
