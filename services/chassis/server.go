@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 
 	"github.com/coveyhq/covey/services/chassis/apierr"
 	"github.com/coveyhq/covey/services/chassis/relay"
@@ -110,7 +111,8 @@ func (d *Daemon) admitUnary(ctx context.Context, req any, info *grpc.UnaryServer
 	if err != nil {
 		return nil, err
 	}
-	return next(ctx, req)
+	res, err := next(ctx, req)
+	return res, ended(ctx, err)
 }
 
 func (d *Daemon) admitStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
@@ -118,7 +120,18 @@ func (d *Daemon) admitStream(srv any, ss grpc.ServerStream, info *grpc.StreamSer
 	if err != nil {
 		return err
 	}
-	return next(srv, &middleware.WrappedServerStream{ServerStream: ss, WrappedContext: ctx})
+	return ended(ctx, next(srv, &middleware.WrappedServerStream{ServerStream: ss, WrappedContext: ctx}))
+}
+
+// ended is the answer to a call that failed because the hook for authentication has ended its context: the status that is the cause.
+func ended(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	if s, ok := status.FromError(context.Cause(ctx)); ok && s.Code() != codes.OK {
+		return s.Err()
+	}
+	return err
 }
 
 // deadlineUnary bounds calls that bring no deadline. Streams have none: some are meant to go on.

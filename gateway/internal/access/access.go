@@ -46,8 +46,9 @@ type Keys struct {
 	// Limit, if not nil, tells whether a call of a caller may begin now.
 	Limit func(Caller) error
 
-	lookup Lookup
-	now    func() time.Time
+	lookup  Lookup
+	now     func() time.Time
+	recheck time.Duration
 
 	mu    sync.Mutex // guards known
 	known map[[sha256.Size]byte]answer
@@ -61,7 +62,7 @@ type answer struct {
 
 // New makes a Keys.
 func New(lookup Lookup) *Keys {
-	return &Keys{lookup: lookup, now: time.Now, known: map[[sha256.Size]byte]answer{}}
+	return &Keys{lookup: lookup, now: time.Now, recheck: recheck, known: map[[sha256.Size]byte]answer{}}
 }
 
 type callerKey struct{}
@@ -72,7 +73,8 @@ func From(ctx context.Context) (Caller, bool) {
 	return c, ok
 }
 
-// Identify finds the caller of a key and returns the context to go on with, which has the caller and the tenant; or a status that says why not.
+// Identify finds the caller of a key and returns the context to go on with, which has the caller and the tenant and ends when the key is revoked;
+// or a status that says why not. The context given must end with the call.
 func (k *Keys) Identify(ctx context.Context, secret string) (context.Context, error) {
 	if secret == "" {
 		return nil, apierr.E(codes.Unauthenticated, "MISSING_API_KEY", `no API key: send it as "Authorization: Bearer cvy_..." or "X-API-Key: cvy_..."`)
@@ -81,7 +83,10 @@ func (k *Keys) Identify(ctx context.Context, secret string) (context.Context, er
 	if err != nil {
 		return nil, err
 	}
-	return k.Admit(ctx, caller)
+	if ctx, err = k.Admit(ctx, caller); err != nil {
+		return nil, err
+	}
+	return k.tie(ctx, secret), nil
 }
 
 // Admit is As for a caller whose rate is not used up.

@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,3 +125,45 @@ func TestASecretIsFoundInEitherHeader(t *testing.T) {
 		}
 	}
 }
+
+func TestACallEndsWithItsKeyAndNotWithTheServiceThatKnowsKeys(t *testing.T) {
+	var answer atomic.Pointer[error]
+	asked := make(chan struct{})
+	k := New(func(ctx context.Context, _ string) (Caller, error) {
+		select {
+		case asked <- struct{}{}:
+		case <-ctx.Done():
+		}
+		if err := answer.Load(); err != nil {
+			return Caller{}, *err
+		}
+		return Caller{Tenant: "acme", KeyID: "key_1", Scopes: []string{Read}}, nil
+	})
+	k.recheck = time.Millisecond
+	k.now = func() time.Time { return time.Now().Add(time.Duration(now.Add(1)) * fresh) } // No answer is fresh.
+	say := func(err error) {
+		answer.Store(&err)
+		<-asked
+		<-asked
+	}
+	go func() { <-asked }()
+	ctx, err := k.Identify(t.Context(), "cvy_x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	say(nil)
+	say(status.Error(codes.Unavailable, "gone"))
+	if ctx.Err() != nil || Ended(ctx) != nil {
+		t.Fatalf("a call ended with the service: %v", context.Cause(ctx))
+	}
+	err = status.Error(codes.Unauthenticated, "revoked")
+	answer.Store(&err)
+	<-asked
+	<-ctx.Done()
+	if status.Code(Ended(ctx)) != codes.Unauthenticated {
+		t.Fatalf("it ended with %v", context.Cause(ctx))
+	}
+}
+
+// now makes times that differ.
+var now atomic.Int64

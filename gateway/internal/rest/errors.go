@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coveyhq/covey/gateway/internal/access"
 	"github.com/coveyhq/covey/services/chassis/apierr"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 )
@@ -65,6 +66,9 @@ func explain(ctx context.Context, err error) (p problem, internal bool) {
 	var ref refusal
 	var source sourceError
 	var tooLarge *http.MaxBytesError
+	if revoked := access.Ended(ctx); revoked != nil {
+		err = revoked // Whatever that made of the call.
+	}
 	switch {
 	case errors.As(err, &tooLarge):
 		ref = refusal{http.StatusRequestEntityTooLarge, apierr.E(codes.InvalidArgument, "BODY_TOO_LARGE",

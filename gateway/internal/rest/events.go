@@ -15,6 +15,7 @@ import (
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 
+	"github.com/coveyhq/covey/gateway/internal/access"
 	"github.com/coveyhq/covey/services/chassis/apierr"
 )
 
@@ -94,7 +95,7 @@ func follow[M any](s *Server, r *http.Request, cancel func(), recv func() (M, er
 			start()
 			return nil
 		case <-r.Context().Done():
-			return nil
+			return access.Ended(r.Context())
 		}
 	}
 }

@@ -73,11 +73,18 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request, params map[s
 	}
 	defer ws.CloseNow()
 	ws.SetReadLimit(maxMessage)
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
 	e := &execSocket{s: s, ws: ws, ctx: ctx, sandbox: params["sandbox_id"], binary: ws.Subprotocol() == protocolBinary}
 	e.callCtx, e.endCall = context.WithCancelCause(ctx)
 	defer e.endCall(nil)
+	defer context.AfterFunc(r.Context(), func() {
+		if revoked := access.Ended(r.Context()); revoked != nil {
+			e.endCall(revoked) // The socket is still there to say so.
+			return
+		}
+		cancel()
+	})()
 	if err := e.begin(); err != nil {
 		e.close(err)
 		return nil
