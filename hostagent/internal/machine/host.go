@@ -191,9 +191,14 @@ func (m *Machine) standing(restoreID string) (*job, *Started, error) {
 	return m.job, nil, nil
 }
 
-// launchStart puts a machine, whose room has been taken, into the table and starts it. It is called with h.mu held.
+// launchStart puts a machine, whose room has been taken, into the table and starts it. It is called with h.mu held. A fork's copy, which was in
+// the table before, may have been destroyed meanwhile, or just be: ErrDestroyed.
 func (h *Host) launchStart(ctx context.Context, m, old *Machine, restoreID string) (*job, error) {
 	m.mu.Lock()
+	if m.job != nil || m.status.State != Starting {
+		m.mu.Unlock()
+		return nil, ErrDestroyed
+	}
 	m.roomTaken = true
 	j, err := m.launch(ctx, "start", restoreID, func(ctx context.Context) (any, error) {
 		started, err := m.start(ctx, restoreID)
@@ -205,7 +210,7 @@ func (h *Host) launchStart(ctx context.Context, m, old *Machine, restoreID strin
 	st := m.statusLocked()
 	m.mu.Unlock()
 	if err != nil {
-		h.ledger.Give(m.spec.room())
+		m.giveRoom()
 		return nil, err
 	}
 	h.machines[m.spec.ID] = m
