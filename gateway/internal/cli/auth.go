@@ -71,7 +71,8 @@ const maxKey = 256
 func (a *app) authCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "auth", Short: "Keep an API key for a gateway, and see whose it is"}
 	cmd.AddCommand(&cobra.Command{
-		Use: "login", Short: "Read an API key from standard input, try it, and keep it for this gateway", Args: args(),
+		Use: "login", Short: "Read an API key from standard input, try it, and keep it for this gateway", Args: args(), Annotations: offline,
+		Example: "  covey auth login --url https://covey.example < key-file",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b, err := io.ReadAll(io.LimitReader(a.in, maxKey))
 			if err != nil {
@@ -105,7 +106,7 @@ func (a *app) authCmd() *cobra.Command {
 			return nil
 		},
 	}, &cobra.Command{
-		Use: "logout", Short: "Forget the key that was kept", Args: args(),
+		Use: "logout", Short: "Forget the key that was kept", Args: args(), Annotations: offline,
 		RunE: func(*cobra.Command, []string) error {
 			path, err := loginFile()
 			if err != nil {

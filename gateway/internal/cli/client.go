@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
@@ -62,10 +65,16 @@ func dial(rawURL, key string) (*client, error) {
 	conn, err := grpc.NewClient(host, grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
 		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			return invoke(withKey(ctx, key), method, req, reply, cc, opts...)
+			var trailer metadata.MD
+			err := invoke(withKey(ctx, key), method, req, reply, cc, append(opts, grpc.Trailer(&trailer))...)
+			return named(err, trailer)
 		}),
 		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-			return open(withKey(ctx, key), desc, cc, method, opts...)
+			st, err := open(withKey(ctx, key), desc, cc, method, opts...)
+			if err != nil {
+				return nil, err
+			}
+			return namedStream{st}, nil
 		}))
 	if err != nil {
 		return nil, err
@@ -77,6 +86,45 @@ func dial(rawURL, key string) (*client, error) {
 		processes: guestv1.NewProcessServiceClient(conn), files: guestv1.NewFileServiceClient(conn),
 		host: hostv1.NewHostServiceClient(conn),
 	}, nil
+}
+
+// requestIDKey is where the gateway tells a call's request id, in the trailer.
+const requestIDKey = "covey-request-id"
+
+// named gives an error the request id, by which the logs have it.
+func named(err error, trailer metadata.MD) error {
+	s, ok := status.FromError(err)
+	info := infoOf(s)
+	ids := trailer.Get(requestIDKey)
+	if err == nil || !ok || info == nil || len(ids) == 0 || info.GetMetadata()["request_id"] != "" {
+		return err
+	}
+	p := s.Proto()
+	for i, d := range p.GetDetails() {
+		if !d.MessageIs(info) {
+			continue
+		}
+		if info.Metadata == nil {
+			info.Metadata = map[string]string{}
+		}
+		info.Metadata["request_id"] = ids[0]
+		if b, err := anypb.New(info); err == nil {
+			p.Details[i] = b
+		}
+		break
+	}
+	return status.FromProto(p).Err()
+}
+
+// namedStream is a stream whose error is named.
+type namedStream struct{ grpc.ClientStream }
+
+func (s namedStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if err == nil || errors.Is(err, io.EOF) {
+		return err
+	}
+	return named(err, s.Trailer())
 }
 
 func withKey(ctx context.Context, key string) context.Context {

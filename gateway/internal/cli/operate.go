@@ -136,7 +136,7 @@ func (a *app) keysCmd() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.show(res.GetKey(), func() { fmt.Fprintln(a.out, id, "revoked") })
+				return a.show(res, func() { fmt.Fprintln(a.out, id, "revoked") })
 			})
 		},
 	})

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +15,8 @@ import (
 	"sync"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/coveyhq/covey/gateway/internal/ports"
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
@@ -73,18 +74,14 @@ func (a *app) portToken(ctx context.Context, p ports.Port, ttl int) (made portUR
 	req.Header.Set("Authorization", "Bearer "+key)
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return made, nil, fmt.Errorf("the gateway cannot be reached: %w", err)
+		return made, nil, status.Error(codes.Unavailable, err.Error())
 	}
 	defer res.Body.Close()
 	if raw, err = io.ReadAll(io.LimitReader(res.Body, 1<<20)); err != nil {
 		return made, nil, err
 	}
 	if res.StatusCode != http.StatusOK {
-		var p struct{ Error struct{ Message string } }
-		if json.Unmarshal(raw, &p) != nil || p.Error.Message == "" {
-			p.Error.Message = res.Status
-		}
-		return made, nil, errors.New(p.Error.Message)
+		return made, nil, problemOf(raw, res.Status)
 	}
 	return made, raw, json.Unmarshal(raw, &made)
 }
@@ -145,7 +142,7 @@ func (a *app) forward(ctx context.Context, l net.Listener, p ports.Port) error {
 		}
 		open.Go(func() {
 			if err := join(ctx, client, p, c.(*net.TCPConn)); err != nil && ctx.Err() == nil {
-				fmt.Fprintln(a.err, "covey:", explain(err))
+				fmt.Fprintln(a.err, "covey:", a.explain(err))
 			}
 		})
 	}

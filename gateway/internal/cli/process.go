@@ -133,7 +133,7 @@ func (a *app) remove(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	if _, err := a.c.sandboxes.DeleteSandbox(ctx, &sandboxv1.DeleteSandboxRequest{SandboxId: id}); err != nil {
-		return fmt.Errorf("%s was not deleted: %s\nTry `covey rm %s`", id, explain(err), id)
+		return fmt.Errorf("%s was not deleted: %s\nTry `covey rm %s`", id, a.explain(err), id)
 	}
 	return nil
 }
@@ -271,8 +271,11 @@ func (a *app) killCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "kill SANDBOX PROCESS", Short: "Send a signal to a process in a sandbox", Args: args("SANDBOX", "PROCESS"),
 		RunE: func(cmd *cobra.Command, argv []string) error {
-			_, err := a.c.processes.SignalProcess(cmd.Context(), &guestv1.SignalProcessRequest{SandboxId: argv[0], ProcessId: argv[1], Signal: sig})
-			return err
+			res, err := a.c.processes.SignalProcess(cmd.Context(), &guestv1.SignalProcessRequest{SandboxId: argv[0], ProcessId: argv[1], Signal: sig})
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() {})
 		},
 	}
 	cmd.Flags().StringVarP(&sig, "signal", "s", "SIGKILL", "signal, by name or number")

@@ -11,14 +11,14 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/codes"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc/status"
 )
 
 // app is what all commands share.
 type app struct {
 	url, key, output string
+	json             bool // set by --json
 	in               io.Reader
 	out, err         io.Writer
 	c                *client
@@ -49,85 +49,23 @@ func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	return a.code(err)
 }
 
-func (a *app) code(err error) int {
-	var exit exitError
-	var usage usageError
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &exit):
-		return int(exit)
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"), strings.HasPrefix(err.Error(), "unknown flag"):
-		fmt.Fprintln(a.err, "covey:", err)
-		return 2
-	}
-	fmt.Fprintln(a.err, "covey:", explain(err))
-	return 1
-}
-
-// explain makes a status readable: its message, what to do next, and the request id to look for in the logs.
-func explain(err error) string {
-	s, ok := status.FromError(err)
-	if !ok {
-		return err.Error()
-	}
-	msg := s.Message()
-	info := infoOf(s)
-	if id := info.GetMetadata()["request_id"]; id != "" && !strings.Contains(msg, id) {
-		msg += " (request " + id + ")"
-	}
-	if next := nextStep(s, info); next != "" {
-		msg += "\n" + next
-	}
-	return msg
-}
-
-func infoOf(s *status.Status) *errdetails.ErrorInfo {
-	for _, d := range s.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok {
-			return info
-		}
-	}
-	return nil
-}
-
-// nextStep is what to do about an error, where that is known.
-func nextStep(s *status.Status, info *errdetails.ErrorInfo) string {
-	switch info.GetReason() {
-	case "SANDBOX_NOT_FOUND":
-		return "`covey ls` lists the sandboxes that there are."
-	case "TEMPLATE_NOT_FOUND", "SNAPSHOT_NOT_FOUND":
-		return "`covey snapshot ls` lists the templates."
-	case "NO_CAPACITY":
-		return "`covey place --explain` says why; `covey pause` or `covey rm` makes room."
-	case "SANDBOX_NOT_RUNNING", "NOT_RUNNING":
-		if strings.Contains(s.Message(), "PAUSED") {
-			return "`covey resume` starts it again."
-		}
-	case "MISSING_SCOPE":
-		return "`covey keys create --scope` makes a key that may, with a key of scope admin."
-	}
-	switch s.Code() {
-	case codes.Unavailable:
-		if info == nil { // Not an answer of the gateway: there was none.
-			return "The gateway cannot be reached. Is it running? `make up` starts a local mesh; --url or COVEY_URL names another."
-		}
-		return "A part of the mesh is out of reach; try again."
-	case codes.Unauthenticated:
-		return "Set COVEY_API_KEY or --api-key to a valid key."
-	case codes.Unimplemented:
-		if info == nil {
-			return "Is this the gateway? --url or COVEY_URL names it."
-		}
-	}
-	return ""
-}
-
 // sandboxMissing tells that a NOT_FOUND is about the sandbox and not about what is in it.
 func sandboxMissing(err error) bool {
 	s, _ := status.FromError(err)
 	return strings.HasPrefix(infoOf(s).GetReason(), "SANDBOX_")
 }
+
+// Groups of commands in the help.
+const (
+	forSandboxes = "sandboxes"
+	forInside    = "inside"
+	forTemplates = "templates"
+	forTenants   = "tenants"
+	forOperators = "operators"
+)
+
+// offline marks commands that call no gateway.
+var offline = map[string]string{"offline": "true"}
 
 func (a *app) root() *cobra.Command {
 	url := os.Getenv("COVEY_URL")
@@ -138,29 +76,100 @@ func (a *app) root() *cobra.Command {
 		url = "http://127.0.0.1:7070"
 	}
 	root := &cobra.Command{
-		Use:           "covey",
-		Short:         "Run code in microVMs",
-		Long:          "Covey runs untrusted code in microVMs that start in milliseconds, pause to disk, resume on any host and fork into many.",
+		Use:   "covey",
+		Short: "Run code in microVMs",
+		Long:  "Covey runs untrusted code in microVMs that start in milliseconds, pause to disk, resume on any host and fork into many.",
+		Example: "  covey run -- python3 -c 'print(6*7)'      a command in a sandbox of its own\n" +
+			"  id=$(covey create)                        a sandbox that stays\n" +
+			"  covey exec $id -- ls -l /                 a command in it\n" +
+			"  covey shell $id                           a shell in it\n" +
+			"  covey cp data.csv $id:                    a file into it\n" +
+			"  covey pause $id; covey resume $id         saved, and running again\n" +
+			"  covey rm $id",
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.connect(cmd) },
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.url, "url", url, "the gateway (COVEY_URL)")
-	flags.StringVar(&a.key, "api-key", "", "API key (COVEY_API_KEY; default: the local mesh's)")
-	flags.StringVarP(&a.output, "output", "o", "table", "output: table or json")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(a.runCmd(), a.createCmd(), a.listCmd(), a.getCmd(), a.removeCmd(), a.execCmd(), a.shellCmd(), a.copyCmd(),
-		a.logsCmd(), a.processesCmd(), a.pauseCmd(), a.resumeCmd(), a.forkCmd(), a.pingCmd(), a.receiptCmd(), a.watchCmd(), a.snapshotCmd(),
-		a.hostsCmd(), a.placeCmd(), a.keysCmd(), a.attachCmd(), a.killCmd(), a.usageCmd(), a.auditCmd(), a.quotaCmd(), a.traceCmd(), a.portCmd(), a.forwardCmd(), a.metricsCmd(), a.authCmd())
+	flags.StringVar(&a.key, "api-key", "", "API key (COVEY_API_KEY; default: that of covey auth login, or the local mesh's)")
+	flags.StringVarP(&a.output, "output", "o", "table", "output: table or json, the API's own answers and errors")
+	flags.BoolVar(&a.json, "json", false, "short for -o json")
+	root.SetFlagErrorFunc(wrongFlag)
+	for _, g := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{forSandboxes, "Sandboxes:", []*cobra.Command{
+			a.runCmd(), a.createCmd(), a.listCmd(), a.getCmd(), a.pauseCmd(), a.resumeCmd(), a.forkCmd(), a.pingCmd(), a.removeCmd(), a.watchCmd(), a.receiptCmd(),
+			a.metricsCmd(), a.logsCmd(), a.traceCmd(),
+		}},
+		{forInside, "In a sandbox:", []*cobra.Command{
+			a.execCmd(), a.shellCmd(), a.attachCmd(), a.processesCmd(), a.killCmd(), a.copyCmd(), a.filesCmd(), a.portCmd(), a.forwardCmd(),
+		}},
+		{forTemplates, "Templates:", []*cobra.Command{a.snapshotCmd()}},
+		{forTenants, "Keys and quotas:", []*cobra.Command{a.authCmd(), a.keysCmd(), a.usageCmd(), a.quotaCmd(), a.auditCmd()}},
+		{forOperators, "Hosts:", []*cobra.Command{a.hostsCmd(), a.placeCmd()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		for _, c := range g.commands {
+			c.GroupID = g.id
+		}
+		root.AddCommand(g.commands...)
+	}
+	onlyKnown(root)
 	return root
+}
+
+// onlyKnown makes every command that has commands of its own refuse names that are none of them, which cobra would take for a call for help.
+func onlyKnown(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		onlyKnown(c)
+	}
+	if !cmd.HasSubCommands() || !cmd.HasParent() {
+		return
+	}
+	cmd.Args = func(cmd *cobra.Command, got []string) error {
+		if len(got) == 0 {
+			return nil
+		}
+		var names []string
+		for _, c := range cmd.Commands() {
+			names = append(names, c.Name())
+		}
+		return usageError{fmt.Errorf("unknown command %q for %q; it has %s", got[0], cmd.CommandPath(), strings.Join(names, ", "))}
+	}
+	if cmd.RunE == nil {
+		cmd.Annotations = offline
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+}
+
+// wrongFlag says what a flag takes, and where all flags are told.
+func wrongFlag(cmd *cobra.Command, err error) error {
+	var value *pflag.InvalidValueError
+	if errors.As(err, &value) {
+		flag := value.GetFlag()
+		what := map[string]string{
+			"uint32": "a whole number from 0 on", "uint64": "a whole number from 0 on", "int": "a whole number", "int64": "a whole number", "duration": "a time like 90s or 24h",
+			"bool": "true or false",
+		}[flag.Value.Type()]
+		if what == "" {
+			what = "a " + flag.Value.Type()
+		}
+		err = fmt.Errorf("--%s: must be %s, got %q", flag.Name, what, value.GetValue())
+	}
+	return usageError{fmt.Errorf("%w\n`%s --help` lists the flags", err, cmd.CommandPath())}
 }
 
 // connect dials lazily: gRPC connects at the first call, so help and usage errors need no gateway.
 func (a *app) connect(cmd *cobra.Command) error {
+	if a.json {
+		a.output = "json"
+	}
 	if a.output != "table" && a.output != "json" {
 		return usageError{fmt.Errorf("--output: must be table or json, got %q", a.output)}
 	}
-	if cmd.Name() == "trace" || cmd.Name() == "login" || cmd.Name() == "logout" || cmd.Name() == "help" || cmd.Name() == "completion" || cmd.Parent() != nil && cmd.Parent().Name() == "completion" {
+	if cmd.Annotations["offline"] != "" || cmd.Name() == "help" || cmd.Name() == "completion" || cmd.Parent() != nil && cmd.Parent().Name() == "completion" {
 		return nil
 	}
 	key, err := findKey(a.url, a.key)
@@ -182,4 +191,12 @@ func args(names ...string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// atMostOne checks that there is one argument or none.
+func atMostOne(cmd *cobra.Command, got []string) error {
+	if len(got) > 1 {
+		return usageError{fmt.Errorf("too many arguments: %q\nusage: %s", got[1], cmd.UseLine())}
+	}
+	return nil
 }

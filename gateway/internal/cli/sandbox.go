@@ -165,12 +165,20 @@ func (a *app) getCmd() *cobra.Command {
 	}
 }
 
+// about is an error about one of several arguments.
+type about struct {
+	what string
+	error
+}
+
+func (e about) Unwrap() error { return e.error }
+
 // each calls do for every argument and goes on after an error; it fails if any did.
 func (a *app) each(argv []string, do func(id string) error) error {
 	var errs []error
 	for _, id := range argv {
 		if err := do(id); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %s", id, explain(err)))
+			errs = append(errs, about{id, err})
 		}
 	}
 	return errors.Join(errs...)
@@ -300,8 +308,11 @@ func (a *app) pingCmd() *cobra.Command {
 		Use: "ping SANDBOX...", Short: "Reset the inactivity timer", Args: some("SANDBOX"),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			return a.each(argv, func(id string) error {
-				_, err := a.c.sandboxes.PingSandbox(cmd.Context(), &sandboxv1.PingSandboxRequest{SandboxId: id})
-				return err
+				res, err := a.c.sandboxes.PingSandbox(cmd.Context(), &sandboxv1.PingSandboxRequest{SandboxId: id})
+				if err != nil {
+					return err
+				}
+				return a.show(res.GetSandbox(), func() {})
 			})
 		},
 	}
@@ -357,10 +368,10 @@ func (a *app) receipt(r *sandboxv1.RestoreReceipt) {
 }
 
 func (a *app) watchCmd() *cobra.Command {
-	return &cobra.Command{
-		Use: "watch [SANDBOX]", Short: "Show changes of sandboxes as they happen", Args: cobra.MaximumNArgs(1),
+	req := &sandboxv1.WatchSandboxesRequest{}
+	cmd := &cobra.Command{
+		Use: "watch [SANDBOX]", Short: "Show changes of sandboxes as they happen, beginning with their state now", Args: atMostOne,
 		RunE: func(cmd *cobra.Command, argv []string) error {
-			req := &sandboxv1.WatchSandboxesRequest{}
 			if len(argv) == 1 {
 				req.SandboxId = argv[0]
 			}
@@ -385,4 +396,6 @@ func (a *app) watchCmd() *cobra.Command {
 			}
 		},
 	}
+	cmd.Flags().StringVar(&req.ResumeToken, "resume-token", "", "go on after this event, of one that was shown with -o json")
+	return cmd
 }

@@ -49,7 +49,7 @@ func (a *app) traceCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "trace SANDBOX|REQUEST", Short: "Show what the local mesh did for a sandbox, as a waterfall",
 		Long: "Show the last traces of a sandbox, or of one request by its id, read from the trace files of a local mesh. A mesh elsewhere sends its traces by OTLP to where OTEL_EXPORTER_OTLP_ENDPOINT says.",
-		Args: args("SANDBOX"),
+		Args: args("SANDBOX"), Annotations: offline,
 		RunE: func(_ *cobra.Command, argv []string) error {
 			read, err := readTraces(filepath.Join(dir, "traces"))
 			if err != nil {

@@ -66,6 +66,10 @@ func (a *app) usageTable(u *sandboxv1.GetUsageResponse, quota *sandboxv1.GetQuot
 	}
 	a.table("SANDBOX RAN VCPU-SECONDS GIB-SECONDS", rows)
 	fmt.Fprintln(a.out)
+	a.quotaTable(quota)
+}
+
+func (a *app) quotaTable(quota *sandboxv1.GetQuotaResponse) {
 	limit, use := quota.GetLimits(), quota.GetInUse()
 	bound := func(n uint64) string {
 		if n == 0 {
@@ -115,7 +119,7 @@ func (a *app) auditCmd() *cobra.Command {
 
 // quotaCmd sets quotas.
 func (a *app) quotaCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "quota", Short: "Set what tenants may have at once"}
+	cmd := &cobra.Command{Use: "quota", Short: "Show and set what tenants may have at once"}
 	var sandboxes, vcpus, snapshots uint32
 	var memory, bytes uint64
 	set := &cobra.Command{
@@ -145,6 +149,19 @@ func (a *app) quotaCmd() *cobra.Command {
 	flags.Uint64Var(&memory, "memory", 0, "memory of running sandboxes, MiB")
 	flags.Uint32Var(&snapshots, "snapshots", 0, "templates")
 	flags.Uint64Var(&bytes, "snapshot-bytes", 0, "bytes stored")
-	cmd.AddCommand(set)
+	cmd.AddCommand(set, &cobra.Command{
+		Use: "get [TENANT]", Short: "Show limits and what is in use; another tenant than one's own needs a key of scope admin", Args: atMostOne,
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			q := &sandboxv1.GetQuotaRequest{}
+			if len(argv) == 1 {
+				q.TenantId = argv[0]
+			}
+			res, err := sandboxv1.NewTenantServiceClient(a.c.conn).GetQuota(cmd.Context(), q)
+			if err != nil {
+				return err
+			}
+			return a.show(res, func() { a.quotaTable(res) })
+		},
+	})
 	return cmd
 }
