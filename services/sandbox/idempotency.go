@@ -78,6 +78,11 @@ func (s *Service) follow(ctx context.Context, r Request) (Outcome, error) {
 			if mine {
 				return Outcome{}, errContinue
 			}
+		} else if out, err := s.superseded(ctx, r); out.Err != nil || err != nil {
+			if err == nil {
+				err = out.failure()
+			}
+			return out, err
 		}
 		select {
 		case <-wake:
@@ -86,6 +91,33 @@ func (s *Service) follow(ctx context.Context, r Request) (Outcome, error) {
 			return Outcome{}, ctx.Err()
 		}
 	}
+}
+
+// superseded is the outcome of a request whose work was taken from all of its rows before it ended: of a start, for example, that a deletion cut
+// short. Nobody else would ever answer it. Err is nil where the work goes on, or has ended meanwhile.
+func (s *Service) superseded(ctx context.Context, r Request) (Outcome, error) {
+	rows, err := s.store.Find(ctx, r.SandboxIDs)
+	if err != nil {
+		return Outcome{}, err
+	}
+	for _, sb := range rows {
+		if sb.Work.ID == r.WorkID && sb.State.Working() {
+			return Outcome{}, nil
+		}
+	}
+	// Rows and answer are written in one change: what has no answer after the rows were read has none.
+	now, err := s.store.Request(ctx, r.Tenant, r.ID)
+	if err != nil || now.Outcome != nil {
+		return Outcome{}, err
+	}
+	sb := rows[r.SandboxIDs[0]]
+	sb.ID = r.SandboxIDs[0]
+	out := Outcome{Err: overtaken(sb)}
+	f := &Finish{Tenant: r.Tenant, RequestID: r.ID, SandboxID: sb.ID, Outcome: out}
+	if _, err := s.apply(ctx, Change{Finish: f}); err != nil {
+		return Outcome{}, err
+	}
+	return out, nil
 }
 
 // errContinue tells the caller of follow that it now holds the request's lease and must do the work itself.

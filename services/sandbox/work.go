@@ -133,7 +133,11 @@ func (s *Service) do(ctx context.Context, o operation) (Sandbox, error) {
 		switch v {
 		case settled, join:
 			if v == join {
+				joined := sb.Work.ID
 				sb, err = s.await(ctx, sb)
+				if err == nil && sb.Work.ID != joined && (sb.State == Stopping || sb.State.Final()) && o.op != OpDelete {
+					err = overtaken(sb) // As who began the work is answered.
+				}
 			}
 			return s.record(ctx, req, sb, err)
 		case outwait:
@@ -257,15 +261,21 @@ func (s *Service) lost(ctx context.Context, sb Sandbox) Outcome {
 	if sb.Work.Placed && (now.HostID != sb.HostID || now.State.Final() || now.State == Stopping || now.State == Paused) {
 		s.destroy(ctx, sb.HostID, sb.ID)
 	}
+	now.ID = sb.ID
+	return Outcome{Err: overtaken(now)}
+}
+
+// overtaken is the answer to who asked for work that another operation has ended.
+func overtaken(now Sandbox) *Error {
 	state := string(now.State)
 	if state == "" {
 		state = "gone"
 	}
-	return Outcome{Err: &Error{
+	return &Error{
 		Kind: Aborted, Reason: "CONCURRENT_CHANGE",
-		Message: fmt.Sprintf("sandbox %s was changed by another operation meanwhile; it is %s now", sb.ID, state),
-		Meta:    map[string]string{"sandbox_id": sb.ID, "state": state},
-	}}
+		Message: fmt.Sprintf("sandbox %s was changed by another operation meanwhile; it is %s now", now.ID, state),
+		Meta:    map[string]string{"sandbox_id": now.ID, "state": state},
+	}
 }
 
 // destroy ends a sandbox on a host, now or as a chore.

@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 // testTiming makes the tests fast; the promises in them are of order, not of these times.
 var testTiming = sandbox.Timing{
 	Lease: 600 * time.Millisecond, Reconcile: 150 * time.Millisecond, UnknownGrace: 300 * time.Millisecond,
-	HostLost: 400 * time.Millisecond, DeleteWait: 5 * time.Second, Unreachable: 300 * time.Millisecond,
+	HostLost: 400 * time.Millisecond, DeleteWait: 2 * time.Second, Unreachable: 300 * time.Millisecond,
 	ExpireGrace: time.Millisecond, Durable: 2 * time.Second,
 }
 
@@ -114,6 +114,7 @@ type replica struct {
 	locate  sandboxv1.LocatorServiceClient
 	keys    sandboxv1.KeyServiceClient
 	tenants sandboxv1.TenantServiceClient
+	audit   sandboxv1.AuditServiceClient
 	ops     sandboxv1.OperationsServiceClient
 	store   *postgres.Store
 	stop    func()
@@ -156,7 +157,7 @@ func (m *mesh) client(addr string) *replica {
 	}
 	return &replica{
 		SandboxServiceClient: sandboxv1.NewSandboxServiceClient(conn), locate: sandboxv1.NewLocatorServiceClient(conn),
-		keys: sandboxv1.NewKeyServiceClient(conn), tenants: sandboxv1.NewTenantServiceClient(conn), ops: sandboxv1.NewOperationsServiceClient(conn),
+		keys: sandboxv1.NewKeyServiceClient(conn), tenants: sandboxv1.NewTenantServiceClient(conn), audit: sandboxv1.NewAuditServiceClient(conn), ops: sandboxv1.NewOperationsServiceClient(conn),
 	}
 }
 
