@@ -7,10 +7,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/machine"
 	"github.com/coveyhq/covey/services/chassis"
 )
@@ -35,6 +37,8 @@ type Config struct {
 	Driver string `yaml:"driver"`
 	// Accel is "auto" (the default), "kvm" or "tcg".
 	Accel string `yaml:"accel"`
+	// CPU is what guests see of the processor.
+	CPU CPUConfig `yaml:"cpu"`
 	// Registry says whether snapshots are uploaded.
 	Registry RegistryConfig `yaml:"registry"`
 	// Scheduler says whether heartbeats are sent. Default: where services can be found, by Consul or in chassis.peers.
@@ -52,6 +56,17 @@ type Config struct {
 	Labels map[string]string `yaml:"labels"`
 	Zone   string            `yaml:"zone"`
 }
+
+// CPUConfig is what guests see of the processor.
+type CPUConfig struct {
+	// Mask are features that guests are not to have, by their names in /proc/cpuinfo: what microcode has disabled, or policy does.
+	Mask []string `yaml:"mask"`
+	// Model is a processor of QEMU's in place of the standard one, like "Skylake-Server-v4". Firecracker shows the host's.
+	Model string `yaml:"model"`
+}
+
+// cpuModel is what a model of QEMU's may look like; features are for the mask.
+var cpuModel = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,64}$`)
 
 // CapacityConfig is what sandboxes may take in all.
 type CapacityConfig struct {
@@ -143,6 +158,17 @@ func (c *Config) Validate() error {
 			}
 		}
 		bad(key, "must be one of %v, got %q", legal, got)
+	}
+	if err := cpu.Check(c.CPU.Mask); err != nil {
+		bad("cpu.mask", "%w", err)
+	}
+	for _, f := range c.CPU.Mask {
+		if slices.Contains(cpu.Essential(), f) {
+			bad("cpu.mask", "must leave what no guest runs without (%s), got %q", cpu.Join(cpu.Essential()), f)
+		}
+	}
+	if !cpuModel.MatchString(c.CPU.Model) {
+		bad("cpu.model", "must be the name of one of QEMU's processors, got %q", c.CPU.Model)
 	}
 	oneOf("driver", c.Driver, "auto", "firecracker", "qemu")
 	oneOf("accel", c.Accel, "auto", "kvm", "tcg")

@@ -107,7 +107,7 @@ func newHost(c Config, p *hostParts, d *chassis.Daemon) (*machine.Host, error) {
 
 // register puts the services on the daemon's server.
 func (m *Main) register() error {
-	info := agent.Info{ID: m.conf.HostID, Address: m.daemon.Addr, Labels: m.conf.Labels, Zone: m.conf.Zone, CPUFeatures: m.parts.cpuFeatures, Version: version}
+	info := agent.Info{ID: m.conf.HostID, Address: m.daemon.Addr, Labels: m.conf.Labels, Zone: m.conf.Zone, Version: version, KernelID: m.parts.boot.id}
 	service := agent.NewService(m.host, info, m.daemon.Log())
 	hostv1.RegisterHostServiceServer(m.daemon.Server(), service)
 	if m.parts.moves != nil {

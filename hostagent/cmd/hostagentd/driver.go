@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/coveyhq/covey/hostagent/internal/choice"
 	"github.com/coveyhq/covey/hostagent/internal/probe"
@@ -25,48 +22,28 @@ type driver interface {
 	Close() error
 }
 
-// chooseDriver makes the VMM driver that the configuration asks for, or the best that works here, and says which features of the
-// processor its guests may use.
-func chooseDriver(ctx context.Context, c Config, boot bootFiles, log *slog.Logger) (vmm.Driver, []string, error) {
+// chooseDriver makes the VMM driver that the configuration asks for, or the best that works here.
+func chooseDriver(ctx context.Context, c Config, boot bootFiles, log *slog.Logger) (vmm.Driver, error) {
 	object, err := preload.Build(ctx, filepath.Join(c.StateDir, "preload"))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	conf := choiceConfig(c, boot, log)
 	conf.QEMU.Preload = object
 	d, findings, err := choice.Driver(ctx, conf)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	log.Info("VMM driver", "capabilities", d.Capabilities(), "why", choice.Explain(findings))
-	features, err := cpuFeatures(d.Capabilities().Accel)
-	return d, features, err
+	return d, nil
 }
 
 func choiceConfig(c Config, boot bootFiles, log *slog.Logger) choice.Config {
 	return choice.Config{
 		Driver: c.Driver, Accel: c.Accel, Vmlinux: boot.vmlinux, BzImage: boot.bzImage, KernelID: boot.id, Dir: filepath.Join(c.StateDir, "probe"),
-		UID: c.Jail.UIDBase, GID: c.Jail.UIDBase, Firecracker: firecracker.Config{Log: log}, QEMU: qemu.Config{Log: log}, Log: log,
+		UID: c.Jail.UIDBase, GID: c.Jail.UIDBase, Log: log,
+		Firecracker: firecracker.Config{Log: log, Mask: c.CPU.Mask}, QEMU: qemu.Config{Log: log, CPU: c.CPU.Model, Mask: c.CPU.Mask},
 	}
-}
-
-// cpuFeatures are those that a guest on this host may use. Emulated processors are the same everywhere: their features are QEMU's.
-func cpuFeatures(accel vmm.Accel) ([]string, error) {
-	if accel == vmm.TCG {
-		return nil, nil
-	}
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return nil, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if name, flags, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "flags" {
-			list := strings.Fields(flags)
-			slices.Sort(list)
-			return list, nil
-		}
-	}
-	return nil, errors.New("/proc/cpuinfo lists no flags")
 }
 
 // doctor says what works on this machine, in lines for people; an error where a host agent cannot run.

@@ -38,8 +38,6 @@ type hostParts struct {
 	// moves and directory are nil without a registry.
 	moves     *transfer.Transfer
 	directory *transfer.Directory
-	// cpuFeatures are those that snapshots made here may depend on.
-	cpuFeatures []string
 }
 
 // bootFiles is what a guest is booted from, as guest-build has described it.
@@ -92,7 +90,7 @@ func newParts(ctx context.Context, c Config, d *chassis.Daemon) (_ *hostParts, e
 	if p.boot, err = findBootFiles(c.Artifacts); err != nil {
 		return nil, err
 	}
-	if p.driver, p.cpuFeatures, err = chooseDriver(ctx, c, p.boot, d.Log()); err != nil {
+	if p.driver, err = chooseDriver(ctx, c, p.boot, d.Log()); err != nil {
 		return nil, err
 	}
 	if err := p.furnish(ctx, c, d); err != nil {
@@ -148,7 +146,7 @@ func (p *hostParts) meetRegistry(c Config, d *chassis.Daemon) error {
 	}
 	p.directory = transfer.NewDirectory(d.Watch, d.DialAddr)
 	p.moves, err = transfer.New(transfer.Config{
-		HostID: c.HostID, Dir: filepath.Join(c.StateDir, "transfer"), Registry: conn, Peers: p.directory, CPUFeatures: p.cpuFeatures,
+		HostID: c.HostID, Dir: filepath.Join(c.StateDir, "transfer"), Registry: conn, Peers: p.directory,
 		Meter: d.Telemetry().Meters.Meter("transfer"), Log: d.Log(),
 	})
 	return err

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/coveyhq/covey/hostagent/internal/machine"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 )
 
@@ -117,6 +118,11 @@ func (h *Heartbeat) listen(stream grpc.BidiStreamingClient[schedulerv1.Heartbeat
 		if s := r.GetState(); s != h.state {
 			h.log.Info("the scheduler holds this host for", "state", s)
 			h.state = s
+		}
+		if b := r.GetCpuBaseline(); b != nil {
+			if err := h.service.host.SetBaseline(machine.Baseline{Features: b.GetFeatures(), Generation: b.GetGeneration()}); err != nil {
+				h.log.Error("what held goes on holding; it is tried again with the next heartbeat", "error", err)
+			}
 		}
 	}
 }

@@ -16,10 +16,10 @@ type Info struct {
 	// Address is where others reach this agent, host:port; asked for when it is needed, as it is known only once it listens.
 	Address func() string
 	Labels  map[string]string
-	// CPUFeatures are those that snapshots may depend on.
-	CPUFeatures []string
-	Zone        string
-	Version     string
+	Zone    string
+	Version string
+	// KernelID names the kernel that guests are booted with.
+	KernelID string
 }
 
 // Service implements covey.host.v1.HostService.
@@ -136,12 +136,13 @@ func (s *Service) GetHost(context.Context, *hostv1.GetHostRequest) (*hostv1.GetH
 
 // describe is the host as the scheduler knows it.
 func (s *Service) describe() *schedulerv1.Host {
-	caps := s.host.Capabilities()
+	caps, baseline := s.host.Capabilities(), s.host.Baseline()
 	h := &schedulerv1.Host{
 		Id: s.info.ID, Address: s.info.Address(), State: schedulerv1.HostState_HOST_STATE_READY,
 		Capacity: encodeRoom(s.host.Ledger().Capacity()), Used: encodeRoom(s.host.Ledger().Used()),
-		Labels: s.info.Labels, CpuFeatures: s.info.CPUFeatures, Drivers: []string{caps.Driver + "/" + string(caps.Accel)},
+		Labels: s.info.Labels, CpuFeatures: caps.CPUFeatures, Machines: caps.Machines, VmmVersion: caps.Version, KernelId: s.info.KernelID, Drivers: []string{caps.Driver + "/" + string(caps.Accel)},
 		CachedSnapshots: s.host.Snapshots(), HeartbeatTime: timestamppb.Now(), Zone: s.info.Zone, Version: s.info.Version,
+		CpuBaseline: &schedulerv1.CpuBaseline{Features: baseline.Features, Generation: baseline.Generation},
 	}
 	for _, st := range s.host.List() {
 		if st.State == machine.Running {

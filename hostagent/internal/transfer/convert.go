@@ -30,12 +30,12 @@ func toObject(o snapstore.Object) *snapshotv1.ObjectRef {
 	return &snapshotv1.ObjectRef{Key: o.Key, SizeBytes: o.Size, Sha256: o.SHA256[:]}
 }
 
-// toManifest is what the registry keeps of a record. features are those that a host must have to restore it.
-func toManifest(r *snapstore.Record, features []string) *snapshotv1.Manifest {
+// toManifest is what the registry keeps of a record.
+func toManifest(r *snapstore.Record) *snapshotv1.Manifest {
 	m := r.Manifest
 	p := &snapshotv1.Manifest{
 		SnapshotId: m.ID, ParentId: m.ParentID, Generation: uint32(m.Generation), Vmm: m.Driver, VmmVersion: m.Version, Machine: m.Machine,
-		Accel: m.Accel, Vcpus: uint32(m.VCPUs), MemoryBytes: m.MemoryBytes, DiskBytes: m.DiskBytes, KernelId: m.KernelID, CpuFeatures: features,
+		Accel: m.Accel, Vcpus: uint32(m.VCPUs), MemoryBytes: m.MemoryBytes, DiskBytes: m.DiskBytes, KernelId: m.KernelID, CpuFeatures: m.CPUFeatures,
 		State: toObject(r.State), MemoryHeader: toObject(r.MemoryHeader), DiskHeader: toObject(r.DiskHeader), Image: m.Image,
 		SourceSandboxId: m.SourceSandboxID, CreateTime: timestamppb.New(m.CreateTime),
 		Annotations: map[string]string{tenantNote: m.Tenant, imageIDNote: m.ImageID, storedNote: strconv.FormatInt(m.StoredBytes, 10)},
@@ -49,10 +49,10 @@ func toManifest(r *snapstore.Record, features []string) *snapshotv1.Manifest {
 	return p
 }
 
-func toRegistration(r *snapstore.Record, hostID string, features []string) *snapshotv1.RegisterSnapshotRequest {
+func toRegistration(r *snapstore.Record, hostID string) *snapshotv1.RegisterSnapshotRequest {
 	return &snapshotv1.RegisterSnapshotRequest{
 		TenantId: r.Manifest.Tenant, Kind: kinds[r.Manifest.Kind], Name: r.Manifest.Name, Metadata: r.Manifest.Labels, HostId: hostID,
-		Manifest: toManifest(r, features),
+		Manifest: toManifest(r),
 	}
 }
 
@@ -63,7 +63,7 @@ func fromManifest(snap *snapshotv1.Snapshot, p *snapshotv1.Manifest) (r *snapsto
 	r = &snapstore.Record{Manifest: machine.Manifest{
 		ID: id, ParentID: p.GetParentId(), Name: snap.GetName(), Labels: snap.GetMetadata(), Tenant: p.GetAnnotations()[tenantNote],
 		Generation: int(p.GetGeneration()), Driver: p.GetVmm(), Version: p.GetVmmVersion(), Machine: p.GetMachine(), Accel: p.GetAccel(),
-		VCPUs: int(p.GetVcpus()), MemoryBytes: p.GetMemoryBytes(), DiskBytes: p.GetDiskBytes(), KernelID: p.GetKernelId(), Image: p.GetImage(),
+		VCPUs: int(p.GetVcpus()), MemoryBytes: p.GetMemoryBytes(), DiskBytes: p.GetDiskBytes(), KernelID: p.GetKernelId(), CPUFeatures: p.GetCpuFeatures(), Image: p.GetImage(),
 		ImageID: p.GetAnnotations()[imageIDNote], SourceSandboxID: p.GetSourceSandboxId(), CreateTime: p.GetCreateTime().AsTime(),
 	}}
 	for k, v := range kinds {

@@ -198,7 +198,7 @@ func (h *host) start() {
 	}
 	var err error
 	h.Transfer, err = transfer.New(transfer.Config{
-		HostID: h.id, Dir: filepath.Join(h.dir, "transfer"), Registry: h.registry(), Peers: h.peers(), CPUFeatures: []string{"sse4.2"}, Report: 100 * time.Millisecond,
+		HostID: h.id, Dir: filepath.Join(h.dir, "transfer"), Registry: h.registry(), Peers: h.peers(), Report: 100 * time.Millisecond,
 		Patience: 20 * time.Second, Log: log,
 	})
 	if err != nil {

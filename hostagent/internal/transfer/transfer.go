@@ -38,8 +38,6 @@ type Config struct {
 	Registry grpc.ClientConnInterface
 	// Peers finds other hosts; nil means that there are none.
 	Peers Peers
-	// CPUFeatures are those that a host must have to restore what is saved here.
-	CPUFeatures []string
 	// Uploads is how many objects are uploaded at once. Default 4.
 	Uploads int
 	// Report is how often the registry is told what this host has. Default 1m.
@@ -151,7 +149,7 @@ func (t *Transfer) keepTrying(id string, cause error) {
 
 // register tells the registry of a snapshot.
 func (t *Transfer) register(ctx context.Context, r *snapstore.Record) (snapshotv1.SnapshotState, error) {
-	resp, err := t.registry.RegisterSnapshot(ctx, toRegistration(r, t.conf.HostID, t.conf.CPUFeatures))
+	resp, err := t.registry.RegisterSnapshot(ctx, toRegistration(r, t.conf.HostID))
 	if err == nil {
 		t.queue.registered(r.Manifest.ID)
 	}
