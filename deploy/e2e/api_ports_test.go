@@ -20,6 +20,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/coveyhq/covey/deploy/meshtest"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 )
 
@@ -131,7 +132,7 @@ func TestAProgramInASandboxIsReachedThroughItsPort(t *testing.T) {
 // forwarded uses `covey port` and `covey forward`, the real program.
 func forwarded(t *testing.T, ctx context.Context, id string) {
 	t.Helper()
-	tools, err := prepared()
+	tools, err := meshtest.Prepared()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,8 +12,6 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
@@ -68,25 +65,6 @@ func healthyIn(t *testing.T, service string) int {
 		t.Fatal(err)
 	}
 	return len(list)
-}
-
-// patiently calls until the answer does not come from the middle of a failure. The request id makes that safe.
-func patiently[R any](ctx context.Context, call func(context.Context) (R, error)) (R, error) {
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		r, err := call(ctx)
-		switch status.Code(err) {
-		case codes.Unavailable, codes.Aborted:
-		default:
-			return r, err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return r, errors.Join(err, ctx.Err())
-		}
-	}
 }
 
 func TestThreeReplicasShareTheWorkAndTheDeathOfOneLosesNothing(t *testing.T) {

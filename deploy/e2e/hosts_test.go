@@ -5,8 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -14,18 +12,11 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/coveyhq/covey/deploy/meshtest"
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
-	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 )
-
-// on is a small sandbox that only a certain host takes.
-func on(host string) *sandboxv1.CreateSandboxRequest {
-	q := small()
-	q.HostLabels = map[string]string{"host": host}
-	return q
-}
 
 // placed makes a small sandbox that any host takes, and that is on a certain one now.
 func placed(t *testing.T, ctx context.Context, host string) *sandboxv1.Sandbox {
@@ -43,54 +34,6 @@ func otherHost(host string) string {
 	return map[string]string{"host-a": "host-b", "host-b": "host-a"}[host]
 }
 
-func cordon(t *testing.T, ctx context.Context, host string, is bool) {
-	t.Helper()
-	_, err := patiently(ctx, func(ctx context.Context) (*schedulerv1.CordonHostResponse, error) {
-		return s.hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: host, Cordoned: is})
-	})
-	if err != nil {
-		t.Fatalf("cordon %s %v: %v", host, is, err)
-	}
-}
-
-// load is what a sandbox has in its memory and on its disk, to be found again.
-type load struct{ id, memory, disk string }
-
-// burden gives a sandbox a counter that counts in a shell's memory, and so many MiB of random bytes in memory and on disk.
-func burden(t *testing.T, ctx context.Context, id string, mb int) load {
-	t.Helper()
-	sh(t, ctx, id, fmt.Sprintf(`echo 0 >/run/n; dd if=/dev/urandom of=/run/blob bs=1M count=%d 2>/dev/null; dd if=/dev/urandom of=/blob bs=1M count=%d 2>/dev/null; sync
-sh -c 'n=0; while :; do n=$((n+1)); echo $n >/run/.n; mv /run/.n /run/n; sleep 0.05; done' >/dev/null 2>&1 </dev/null &`, mb, mb))
-	l := load{id: id, memory: sh(t, ctx, id, "sha256sum </run/blob"), disk: sh(t, ctx, id, "sha256sum </blob")}
-	l.counts(t, ctx)
-	return l
-}
-
-// counts waits until the counter has counted on.
-func (l load) counts(t *testing.T, ctx context.Context) {
-	t.Helper()
-	n := sh(t, ctx, l.id, "cat /run/n")
-	eventually(t, 20*time.Second, "the counter of "+l.id+" counts on", func() bool { return sh(t, ctx, l.id, "cat /run/n") != n })
-}
-
-// check finds the load again: memory, disk and the counter's process.
-func (l load) check(t *testing.T, ctx context.Context) {
-	t.Helper()
-	if got := sh(t, ctx, l.id, "sha256sum </run/blob"); got != l.memory {
-		t.Errorf("%s: its memory is not what it was", l.id)
-	}
-	if got := sh(t, ctx, l.id, "echo 3 >/proc/sys/vm/drop_caches; sha256sum </blob"); got != l.disk {
-		t.Errorf("%s: its disk is not what it was", l.id)
-	}
-	l.counts(t, ctx)
-}
-
-// durable waits until a paused sandbox no longer depends on its host.
-func durable(t *testing.T, ctx context.Context, id string) {
-	t.Helper()
-	eventually(t, time.Minute, id+" is durable", func() bool { return get(t, ctx, id).GetDurable() })
-}
-
 func TestATemplateMadeOnOneHostIsSpawnedOnAnother(t *testing.T) {
 	ctx := start(t)
 	src := create(t, ctx, on("host-a"))
@@ -102,8 +45,8 @@ func TestATemplateMadeOnOneHostIsSpawnedOnAnother(t *testing.T) {
 	if sb.GetHostId() != "host-b" {
 		t.Fatalf("it is on %s", sb.GetHostId())
 	}
-	load{sb.GetId(), l.memory, l.disk}.check(t, ctx)
-	l.check(t, ctx)
+	l.Of(sb.GetId()).Check(t, ctx)
+	l.Check(t, ctx)
 	var moved int64
 	for _, p := range receipt(t, ctx, sb.GetId()).GetPageSources() {
 		if p.GetSource() == "peer" || p.GetSource() == "registry" {
@@ -125,49 +68,16 @@ func TestASandboxPausedOnOneHostGoesOnOnAnother(t *testing.T) {
 		if got := resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: sb.GetId(), HostId: host}); got.GetHostId() != host {
 			t.Fatalf("it runs on %s", got.GetHostId())
 		}
-		l.check(t, ctx)
+		l.Check(t, ctx)
 		sh(t, ctx, sb.GetId(), "dd if=/dev/urandom of=/run/blob bs=1M count=4 conv=notrunc 2>/dev/null")
-		l.memory = sh(t, ctx, sb.GetId(), "sha256sum </run/blob")
-	}
-}
-
-// drainHost drains a host to the end of the stream.
-func drainHost(ctx context.Context, host string) (all []*sandboxv1.DrainHostResponse, err error) {
-	st, err := sandboxv1.NewOperationsServiceClient(s.conn).DrainHost(ctx, &sandboxv1.DrainHostRequest{HostId: host})
-	for err == nil {
-		var m *sandboxv1.DrainHostResponse
-		if m, err = st.Recv(); err == nil {
-			all = append(all, m)
-		}
-	}
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return all, err
-}
-
-// emptied drains until nothing needs the host, however often the drain is cut off.
-func emptied(t *testing.T, ctx context.Context, host string) {
-	t.Helper()
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		all, err := drainHost(ctx, host)
-		if err == nil && all[len(all)-1].GetRemaining() == 0 {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("%s is not empty: %v, %v", host, all, err)
-		}
+		l.Remember(t, ctx)
 	}
 }
 
 func TestADrainedHostIsEmptyAndItsSandboxesGoOnElsewhere(t *testing.T) {
 	ctx := start(t)
 	a, b := placed(t, ctx, "host-a"), placed(t, ctx, "host-a")
-	loads := []load{burden(t, ctx, a.GetId(), 2), burden(t, ctx, b.GetId(), 2)}
+	loads := []meshtest.Load{burden(t, ctx, a.GetId(), 2), burden(t, ctx, b.GetId(), 2)}
 	bound := create(t, ctx, on("host-a"))
 	t.Cleanup(func() { cordon(t, as(context.Background(), s.key), "host-a", false) })
 
@@ -200,10 +110,10 @@ func TestADrainedHostIsEmptyAndItsSandboxesGoOnElsewhere(t *testing.T) {
 		t.Fatalf("it answers %s and ends with %+v", res.Status, last)
 	}
 	for _, l := range loads {
-		if sb := get(t, ctx, l.id); sb.GetHostId() != "host-b" || sb.GetState() != sandboxv1.State_STATE_RUNNING {
-			t.Errorf("%s is %s on %s", l.id, sb.GetState(), sb.GetHostId())
+		if sb := get(t, ctx, l.ID); sb.GetHostId() != "host-b" || sb.GetState() != sandboxv1.State_STATE_RUNNING {
+			t.Errorf("%s is %s on %s", l.ID, sb.GetState(), sb.GetHostId())
 		}
-		l.check(t, ctx)
+		l.Check(t, ctx)
 	}
 	if sb := get(t, ctx, bound.GetId()); sb.GetState() != sandboxv1.State_STATE_PAUSED || !sb.GetDurable() || !strings.Contains(ends[bound.GetId()], "label") {
 		t.Errorf("what only host-a may run is %s, durable %v: %s", sb.GetState(), sb.GetDurable(), ends[bound.GetId()])

@@ -22,69 +22,6 @@ import (
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 )
 
-// create makes a sandbox that is deleted at the test's end.
-func create(t *testing.T, ctx context.Context, r *sandboxv1.CreateSandboxRequest) *sandboxv1.Sandbox {
-	t.Helper()
-	if r.Template == "" {
-		r.Template = "tiny"
-	}
-	res, err := s.sandboxes.CreateSandbox(ctx, r)
-	if err != nil {
-		t.Fatalf("create: %v", err)
-	}
-	remove(t, res.GetSandbox().GetId())
-	return res.GetSandbox()
-}
-
-// remove deletes a sandbox at the test's end.
-func remove(t *testing.T, id string) {
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(as(context.Background(), s.key), time.Minute)
-		defer cancel()
-		if _, err := s.sandboxes.DeleteSandbox(ctx, &sandboxv1.DeleteSandboxRequest{SandboxId: id}); err != nil && status.Code(err) != codes.NotFound {
-			t.Errorf("delete %s: %v", id, err)
-		}
-	})
-}
-
-// sh runs a shell command as root and returns its output.
-func sh(t *testing.T, ctx context.Context, id, script string) string {
-	t.Helper()
-	res, err := s.processes.Exec(ctx, &guestv1.ExecRequest{SandboxId: id, Cmd: "/bin/sh", Args: []string{"-c", script}, User: "root"})
-	if err != nil {
-		t.Fatalf("exec %q in %s: %v", script, id, err)
-	}
-	if res.GetExitCode() != 0 {
-		t.Fatalf("exec %q in %s: exit code %d: %s%s", script, id, res.GetExitCode(), res.GetStderr(), res.GetError())
-	}
-	return strings.TrimSpace(res.GetStdout())
-}
-
-func get(t *testing.T, ctx context.Context, id string) *sandboxv1.Sandbox {
-	t.Helper()
-	res, err := s.sandboxes.GetSandbox(ctx, &sandboxv1.GetSandboxRequest{SandboxId: id})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res.GetSandbox()
-}
-
-// eventually checks until it is so; the wait is bounded.
-func eventually(t *testing.T, within time.Duration, what string, is func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(within)
-	defer deadline.Stop()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for !is() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("%s: not within %s", what, within)
-		}
-	}
-}
-
 // wantError fails unless err has the code and its message all of the parts.
 func wantError(t *testing.T, err error, code codes.Code, parts ...string) {
 	t.Helper()
@@ -168,15 +105,6 @@ func TestASandboxWhoseVMMIsKilledFailsWithTheReasonAndIsFreed(t *testing.T) {
 	})
 	_, err = s.processes.Exec(ctx, &guestv1.ExecRequest{SandboxId: sb.GetId(), Cmd: "true"})
 	wantError(t, err, codes.FailedPrecondition, "FAILED")
-}
-
-// holdingsOf finds what the machine has of a sandbox: its run directory, overlay and cgroups.
-func holdingsOf(id string) []string {
-	var found []string
-	for _, pattern := range []string{s.m.Dir + "/host-*/run/" + id, s.m.Dir + "/host-*/overlay/" + id + "*", "/sys/fs/cgroup/*/covey*/*" + id + "*", "/sys/fs/cgroup/covey*/*" + id + "*"} {
-		found = append(found, glob(pattern)...)
-	}
-	return found
 }
 
 func TestBadCreationsAreRefusedWithTheFieldAndWhatIsLegal(t *testing.T) {

@@ -14,7 +14,6 @@ import (
 
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
-	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 )
 
@@ -40,24 +39,6 @@ func restart(t *testing.T, ctx context.Context, host string) {
 		t.Fatal(err)
 	}
 	revive(t, ctx, host)
-}
-
-// revive starts a host agent that was killed and waits until the scheduler knows where it is now.
-func revive(t *testing.T, ctx context.Context, host string) {
-	t.Helper()
-	killed := time.Now()
-	if err := s.m.Restart(ctx, "hostagentd-"+host); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, 30*time.Second, host+" is back", func() bool {
-		res, err := s.hosts.ListHosts(ctx, &schedulerv1.ListHostsRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return slices.ContainsFunc(res.GetHosts(), func(h *schedulerv1.Host) bool {
-			return h.GetId() == host && h.GetState() == schedulerv1.HostState_HOST_STATE_READY && h.GetHeartbeatTime().AsTime().After(killed)
-		})
-	})
 }
 
 // damage changes a file and returns how to repair it.

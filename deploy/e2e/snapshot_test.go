@@ -17,18 +17,6 @@ import (
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 )
 
-// small is a sandbox that is quick to save.
-func small() *sandboxv1.CreateSandboxRequest { return &sandboxv1.CreateSandboxRequest{MemoryMb: 128} }
-
-func pause(t *testing.T, ctx context.Context, id string) *sandboxv1.Sandbox {
-	t.Helper()
-	res, err := s.sandboxes.PauseSandbox(ctx, &sandboxv1.PauseSandboxRequest{SandboxId: id})
-	if err != nil || res.GetSandbox().GetState() != sandboxv1.State_STATE_PAUSED {
-		t.Fatalf("pause: %v, %v", res, err)
-	}
-	return res.GetSandbox()
-}
-
 func resume(t *testing.T, ctx context.Context, r *sandboxv1.ResumeSandboxRequest) *sandboxv1.Sandbox {
 	t.Helper()
 	res, err := s.sandboxes.ResumeSandbox(ctx, r)
@@ -56,24 +44,6 @@ func fork(t *testing.T, ctx context.Context, id string, n uint32) []*sandboxv1.S
 		}
 	}
 	return res.GetSandboxes()
-}
-
-// template saves a sandbox as a template that is deleted at the test's end, after sandboxes that were made from it later.
-func template(t *testing.T, ctx context.Context, id, name string) *snapshotv1.Snapshot {
-	t.Helper()
-	res, err := s.sandboxes.CreateSnapshot(ctx, &sandboxv1.CreateSnapshotRequest{SandboxId: id, Name: name})
-	if err != nil {
-		t.Fatalf("template: %v", err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(as(context.Background(), s.key), time.Minute)
-		defer cancel()
-		eventually(t, 20*time.Second, "template "+name+" deleted", func() bool {
-			_, err := s.snapshots.DeleteSnapshot(ctx, &snapshotv1.DeleteSnapshotRequest{SnapshotId: res.GetSnapshot().GetId()})
-			return err == nil || status.Code(err) == codes.NotFound
-		})
-	})
-	return res.GetSnapshot()
 }
 
 func TestAPausedSandboxGoesOnWhereItWas(t *testing.T) {

@@ -10,12 +10,12 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// writeConsulConfig writes the configuration of the mesh's one Consul server: everything on loopback, ports chosen by
+// writeConsulConfig writes the configuration of the mesh's one Consul server: everything on one address, ports chosen by
 // the caller, Consul's own certificate authority on (the daemons' identities come from it), telemetry and update checks off.
-func writeConsulConfig(path, dataDir string, http, grpc, server, serf, dns int) error {
+func writeConsulConfig(path, dataDir, addr string, http, grpc, server, serf, dns int) error {
 	conf := map[string]any{
 		"server": true, "bootstrap_expect": 1, "data_dir": dataDir, "node_name": "covey-local", "datacenter": "local",
-		"bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "advertise_addr": "127.0.0.1",
+		"bind_addr": addr, "client_addr": addr, "advertise_addr": addr,
 		"ports": map[string]int{"http": http, "grpc": grpc, "grpc_tls": -1, "https": -1, "dns": dns, "server": server,
 			"serf_lan": serf, "serf_wan": -1},
 		"connect":              map[string]any{"enabled": true},
@@ -33,15 +33,16 @@ func writeConsulConfig(path, dataDir string, http, grpc, server, serf, dns int) 
 	return os.WriteFile(path, b, 0o644)
 }
 
-func consulClient(addr string) (*consul.Client, error) {
-	c := consul.DefaultConfig()
-	c.Address = addr
+// Consul is a client of the mesh's Consul. It keeps no connections: Consul bounds them.
+func (m *Mesh) Consul() (*consul.Client, error) {
+	c := consul.DefaultNonPooledConfig()
+	c.Address, c.Transport.DialContext = m.ConsulAddr, m.Dial
 	return consul.NewClient(c)
 }
 
 // waitConsul waits until Consul has a leader and its own node is known.
-func waitConsul(ctx context.Context, addr string, p *Process) error {
-	c, err := consulClient(addr)
+func (m *Mesh) waitConsul(ctx context.Context, p *Process) error {
+	c, err := m.Consul()
 	if err != nil {
 		return err
 	}
@@ -58,8 +59,8 @@ func waitConsul(ctx context.Context, addr string, p *Process) error {
 }
 
 // waitPassing waits until n instances of a service pass their health checks.
-func waitPassing(ctx context.Context, addr, service string, n int, procs []*Process) error {
-	c, err := consulClient(addr)
+func (m *Mesh) waitPassing(ctx context.Context, service string, n int, procs []*Process) error {
+	c, err := m.Consul()
 	if err != nil {
 		return err
 	}

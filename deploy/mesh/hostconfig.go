@@ -5,7 +5,7 @@ import "path/filepath"
 // hostConfig is the configuration of one host agent of the mesh.
 func (s *starter) hostConfig(id string) map[string]any {
 	return map[string]any{
-		"chassis":    s.chassis("covey-host", "hostagentd-"+id, "127.0.0.1:0"),
+		"chassis":    s.chassis("covey-host", "hostagentd-"+id, s.host(id)+":0"),
 		"host_id":    id,
 		"state_dir":  s.path(id),
 		"memory_dir": filepath.Join(memoryDir(s.o.Dir), id),

@@ -18,7 +18,7 @@ type Traces map[string][]string
 func LookAround(dir string) Traces {
 	return Traces{
 		"process":           processes(dir),
-		"network namespace": ours(entries("/run/netns", "cvy"), dir),
+		"network namespace": append(ours(entries(namespaces, "cvy"), dir), entries(namespaces, backbonePrefix(dir))...),
 		"network link":      ours(entries("/sys/class/net", "cvy"), dir),
 		"mount":             ours(mounts(), dir),
 		"memory image":      entries(filepath.Dir(memoryDir(dir)), filepath.Base(dir)),
@@ -59,6 +59,9 @@ func entries(dir, prefix string) []string {
 // the agent's state directory.
 func ours(paths []string, dir string) []string {
 	return slices.DeleteFunc(paths, func(p string) bool {
+		if name := filepath.Base(p); strings.HasPrefix(name, "covey-") && filepath.Dir(p) == namespaces {
+			return !strings.HasPrefix(name, backbonePrefix(dir)) // A site of a mesh.
+		}
 		rng, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(p), "cvy"), "-")
 		owner, err := os.ReadFile("/run/covey/net/" + rng)
 		return err == nil && !strings.HasPrefix(string(owner), dir+"/")

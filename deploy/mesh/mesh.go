@@ -36,6 +36,13 @@ type Options struct {
 	VCPUs int
 	// MemoryMB is the memory each host offers; default half the machine's, shared by the hosts.
 	MemoryMB int
+	// Backbone gives each host, and each service that can fail by itself, a network namespace of its own, all joined by a switch: so they can be
+	// cut off and slowed. The default is loopback. Listen is not used then: the gateway is reached with Mesh.Dial alone.
+	Backbone bool
+	// ObjectServer keeps objects in a server that speaks S3, a process of its own, rather than in a directory.
+	ObjectServer bool
+	// Timing is sandboxd's, for tests that do not wait as long as a fleet does: "lease": "3s".
+	Timing map[string]string
 	// Progress shows the steps; nil is silent.
 	Progress *Progress
 }
@@ -56,6 +63,10 @@ type Mesh struct {
 	DSN string `json:"dsn"`
 	// Bin holds the binaries that it runs.
 	Bin string `json:"bin"`
+	// Backbone is its network; nil means loopback.
+	Backbone *Backbone `json:"backbone,omitempty"`
+	// Objects is its S3 server; nil means that objects are files in Dir/objects.
+	Objects *Objects `json:"objects,omitempty"`
 	// Hosts are the ids of its host agents.
 	Hosts []string `json:"hosts"`
 	// Processes are its processes, in the order they were started.
@@ -196,7 +207,8 @@ func (m *Mesh) Ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	res, err := http.DefaultClient.Do(req)
+	transport := &http.Transport{DialContext: m.Dial, DisableKeepAlives: true}
+	res, err := transport.RoundTrip(req)
 	if err != nil {
 		return err
 	}
@@ -228,11 +240,16 @@ func (m *Mesh) Down(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	if m.Backbone != nil {
+		if err := m.Backbone.remove(); err != nil {
+			return err
+		}
+	}
 	return errors.Join(os.RemoveAll(memoryDir(m.Dir)), os.RemoveAll(m.Dir))
 }
 
 // reapHost removes what a host agent left, which is nothing unless it had crashed: VMs, namespaces, cgroups, memory.
 func (m *Mesh) reapHost(ctx context.Context, p *Process) error {
 	args := append([]string{"reap"}, p.Args...)
-	return run(ctx, func(string) {}, "/", os.Environ(), p.Path, args...)
+	return inside(p.NetNS, func() error { return run(ctx, func(string) {}, "/", os.Environ(), p.Path, args...) })
 }

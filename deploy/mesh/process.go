@@ -29,6 +29,8 @@ type Process struct {
 	// UID and GID it runs as; 0 means the starter's own.
 	UID int `json:"uid,omitempty"`
 	GID int `json:"gid,omitempty"`
+	// NetNS is the path of the network namespace it runs in; empty means the starter's own.
+	NetNS string `json:"net_ns,omitempty"`
 	// Env is added to the starter's environment.
 	Env []string `json:"env,omitempty"`
 }
@@ -50,7 +52,7 @@ func (p *Process) start() error {
 	if p.UID != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(p.UID), Gid: uint32(p.GID)}
 	}
-	if err := cmd.Start(); err != nil {
+	if err := inside(p.NetNS, cmd.Start); err != nil {
 		return fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	p.PID = cmd.Process.Pid

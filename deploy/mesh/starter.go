@@ -25,13 +25,60 @@ type startStep struct {
 }
 
 func (s *starter) steps() []startStep {
-	return []startStep{
-		{"PostgreSQL", s.postgres},
-		{"Consul", s.consul},
+	steps := []startStep{{"PostgreSQL", s.postgres}, {"Consul", s.consul}}
+	if s.o.Backbone {
+		steps = append([]startStep{{"backbone", s.backbone}}, steps...)
+	}
+	if s.o.ObjectServer {
+		steps = append(steps, startStep{"object store", s.objects})
+	}
+	return append(steps, []startStep{
 		{"services", s.services},
 		{"host agents", s.hosts},
 		{"gateway", s.gateway},
+	}...)
+}
+
+// hostIDs are the ids of the hosts: host-a, host-b.
+func (s *starter) hostIDs() (ids []string) {
+	for i := range s.o.Hosts {
+		ids = append(ids, "host-"+string(rune('a'+i)))
 	}
+	return ids
+}
+
+// backbone makes the mesh's network. It is in the state file before anything of it is made.
+func (s *starter) backbone(context.Context, func(string)) (string, error) {
+	if err := os.MkdirAll(s.o.Dir, 0o755); err != nil {
+		return "", err
+	}
+	if s.m.Backbone == nil {
+		s.m.Backbone = &Backbone{Prefix: backbonePrefix(s.o.Dir)}
+		if err := s.m.save(); err != nil {
+			return "", err
+		}
+	}
+	sites := append([]string{ControlSite, RegistrySite, ObjectsSite, ConsulSite, DatabaseSite}, s.hostIDs()...)
+	if err := s.m.Backbone.layOut(sites); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d network namespaces", len(sites)+1), s.m.save()
+}
+
+// host is the address that what is at a site listens on.
+func (s *starter) host(site string) string {
+	if s.m.Backbone == nil {
+		return "127.0.0.1"
+	}
+	return s.m.Backbone.Sites[site].String()
+}
+
+// at puts a process at a site.
+func (s *starter) at(site string, p *Process) *Process {
+	if s.m.Backbone != nil {
+		p.NetNS = s.m.Backbone.path(site)
+	}
+	return p
 }
 
 // launch starts a process unless it runs already.
@@ -71,11 +118,14 @@ func (s *starter) postgres(ctx context.Context, tell func(string)) (string, erro
 	if err != nil {
 		return "", err
 	}
+	if s.m.Backbone != nil {
+		db.addr = s.m.Backbone.Sites[DatabaseSite]
+	}
 	if err := db.init(ctx, tell); err != nil {
 		return "", err
 	}
 	s.m.DSN = db.DSN()
-	p := db.process("")
+	p := s.at(DatabaseSite, db.process(""))
 	if err := s.launch(p); err != nil {
 		return "", err
 	}
@@ -94,18 +144,18 @@ func (s *starter) consul(ctx context.Context, _ func(string)) (string, error) {
 				return "", err
 			}
 		}
-		if err := writeConsulConfig(conf, s.path("consul", "data"), ports[0], ports[1], ports[2], ports[3], ports[4]); err != nil {
+		if err := writeConsulConfig(conf, s.path("consul", "data"), s.host(ConsulSite), ports[0], ports[1], ports[2], ports[3], ports[4]); err != nil {
 			return "", err
 		}
-		s.m.ConsulAddr = net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0]))
+		s.m.ConsulAddr = net.JoinHostPort(s.host(ConsulSite), strconv.Itoa(ports[0]))
 	}
-	p := &Process{Name: "consul", Path: s.t.Consul, Args: []string{"agent", "-config-file", conf}}
+	p := s.at(ConsulSite, &Process{Name: "consul", Path: s.t.Consul, Args: []string{"agent", "-config-file", conf}})
 	if err := s.launch(p); err != nil {
 		return "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	return "http://" + s.m.ConsulAddr, waitConsul(ctx, s.m.ConsulAddr, p)
+	return "http://" + s.m.ConsulAddr, s.m.waitConsul(ctx, p)
 }
 
 // chassis is the part of the configuration that all daemons have.
@@ -120,36 +170,40 @@ func (s *starter) chassis(service, name, listen string) map[string]any {
 	}
 }
 
-// daemon writes a daemon's configuration and starts it.
-func (s *starter) daemon(name, binary string, conf map[string]any) (*Process, error) {
+// daemon writes a daemon's configuration and starts it at a site.
+func (s *starter) daemon(site, name, binary string, conf map[string]any) (*Process, error) {
 	path := s.path("config", name+".yaml")
 	if err := writeYAML(path, conf); err != nil {
 		return nil, err
 	}
-	p := &Process{Name: name, Path: filepath.Join(s.t.Bin, binary), Args: []string{"--config", path}}
+	p := s.at(site, &Process{Name: name, Path: filepath.Join(s.t.Bin, binary), Args: []string{"--config", path}})
 	return p, s.launch(p)
 }
 
 func (s *starter) services(ctx context.Context, _ func(string)) (string, error) {
-	sched, err := s.daemon("schedulerd", "schedulerd", map[string]any{
-		"chassis": s.chassis("covey-scheduler", "schedulerd", "127.0.0.1:0"),
+	sched, err := s.daemon(ControlSite, "schedulerd", "schedulerd", map[string]any{
+		"chassis": s.chassis("covey-scheduler", "schedulerd", s.host(ControlSite)+":0"),
 	})
 	if err != nil {
 		return "", err
 	}
-	snap, err := s.daemon("snapshotd", "snapshotd", map[string]any{
-		"chassis":  s.chassis("covey-snapshot", "snapshotd", "127.0.0.1:0"),
+	snap, err := s.daemon(RegistrySite, "snapshotd", "snapshotd", map[string]any{
+		"chassis":  s.chassis("covey-snapshot", "snapshotd", s.host(RegistrySite)+":0"),
 		"database": map[string]any{"dsn": s.m.DSN},
-		"store":    map[string]any{"kind": "directory", "directory": s.path("objects")},
+		"store":    s.store(),
 	})
 	if err != nil {
 		return "", err
 	}
-	sand, err := s.daemon("sandboxd", "sandboxd", map[string]any{
-		"chassis":                s.chassis("covey-sandbox", "sandboxd", "127.0.0.1:0"),
+	conf := map[string]any{
+		"chassis":                s.chassis("covey-sandbox", "sandboxd", s.host(ControlSite)+":0"),
 		"database":               map[string]any{"dsn": s.m.DSN},
 		"bootstrap_api_key_file": s.m.KeyFile,
-	})
+	}
+	if s.o.Timing != nil {
+		conf["timing"] = s.o.Timing
+	}
+	sand, err := s.daemon(ControlSite, "sandboxd", "sandboxd", conf)
 	if err != nil {
 		return "", err
 	}
@@ -165,15 +219,14 @@ func (s *starter) services(ctx context.Context, _ func(string)) (string, error) 
 func (s *starter) healthy(ctx context.Context, service string, n int, procs []*Process) error {
 	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
-	return waitPassing(ctx, s.m.ConsulAddr, service, n, procs)
+	return s.m.waitPassing(ctx, service, n, procs)
 }
 
 func (s *starter) hosts(ctx context.Context, _ func(string)) (string, error) {
 	s.m.Hosts = nil
 	var procs []*Process
-	for i := range s.o.Hosts {
-		id := "host-" + string(rune('a'+i))
-		p, err := s.daemon("hostagentd-"+id, "hostagentd", s.hostConfig(id))
+	for _, id := range s.hostIDs() {
+		p, err := s.daemon(id, "hostagentd-"+id, "hostagentd", s.hostConfig(id))
 		if err != nil {
 			return "", err
 		}
@@ -192,6 +245,9 @@ func (s *starter) gateway(ctx context.Context, _ func(string)) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("listen: %w", err)
 		}
+		if s.m.Backbone != nil {
+			host = s.host(ControlSite)
+		}
 		if port == "0" {
 			n, err := freePort()
 			if err != nil {
@@ -202,7 +258,7 @@ func (s *starter) gateway(ctx context.Context, _ func(string)) (string, error) {
 		s.m.Addr = net.JoinHostPort(host, port)
 		s.m.URL = "http://" + s.m.Addr
 	}
-	p, err := s.daemon("gatewayd", "gatewayd", map[string]any{
+	p, err := s.daemon(ControlSite, "gatewayd", "gatewayd", map[string]any{
 		"chassis": s.chassis("covey-gateway", "gatewayd", s.m.Addr),
 	})
 	if err != nil {

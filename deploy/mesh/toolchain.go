@@ -50,7 +50,7 @@ var testPackages = []struct{ name, file string }{
 var commands = []string{
 	"./services/cmd/sandboxd", "./scheduler/cmd/schedulerd", "./snapshotsvc/cmd/snapshotd", "./snapshotsvc/cmd/snapinspect",
 	"./hostagent/cmd/hostagentd", "./gateway/cmd/gatewayd", "./gateway/cmd/covey", "./guest/cmd/guest-build",
-	"./deploy/cmd/covey-mesh",
+	"./deploy/cmd/covey-mesh", "./deploy/cmd/covey-objects",
 }
 
 // CacheDir is where what is made once per machine is kept: $COVEY_CACHE, else /var/cache/covey.

@@ -3,11 +3,13 @@ package network
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -92,8 +94,18 @@ func removeHostTable(n int) error {
 	return conn.Flush()
 }
 
-// forwarding is the file that keeps what ip_forward was before the first agent of the machine.
-const forwarding = "ip_forward"
+// forwarding begins the name of the file that keeps what ip_forward was before the first agent. It is a setting of a network namespace, and
+// agents of one machine may be in several, as those of a test that cuts hosts off are: so there is a file for each.
+const forwarding = "ip_forward-"
+
+// forwardingFile is that of the thread's namespace.
+func forwardingFile(dir string) (string, error) {
+	info, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, fmt.Sprintf("%s%d", forwarding, info.Sys().(*syscall.Stat_t).Ino)), nil
+}
 
 const forwardingSysctl = "/proc/sys/net/ipv4/ip_forward"
 
@@ -106,15 +118,22 @@ func enableForwarding(dir string) error {
 	if strings.TrimSpace(string(was)) == "1" {
 		return nil
 	}
-	if err := os.WriteFile(filepath.Join(dir, forwarding), was, 0o644); err != nil {
+	path, err := forwardingFile(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, was, 0o644); err != nil {
 		return err
 	}
 	return os.WriteFile(forwardingSysctl, []byte("1"), 0)
 }
 
-// leave undoes what the machine's agents share, if no range is anybody's any more. Callers hold the lock of the directory, whose file
-// goes with it.
+// leave undoes what the agents of this namespace share, if none has its table any more, and then what those of the machine do, if no range is
+// anybody's any more. Callers hold the lock of the directory, whose file goes with it.
 func leave(dir string) error {
+	if err := restoreForwarding(dir); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -124,18 +143,39 @@ func leave(dir string) error {
 			return nil
 		}
 	}
-	path := filepath.Join(dir, forwarding)
-	was, err := os.ReadFile(path)
-	if err == nil {
-		err = errors.Join(os.WriteFile(forwardingSysctl, was, 0), os.Remove(path))
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	err = errors.Join(err, os.Remove(filepath.Join(dir, directoryLock)))
+	err = os.Remove(filepath.Join(dir, directoryLock))
 	// The directories may have become another's in between.
 	_ = os.Remove(dir)
 	_ = os.Remove(filepath.Dir(dir))
 	_ = os.Remove(namespaces)
 	return err
+}
+
+// restoreForwarding sets ip_forward of this namespace back, unless there is another agent in it.
+func restoreForwarding(dir string) error {
+	path, err := forwardingFile(dir)
+	if err != nil {
+		return err
+	}
+	was, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if n, err := strconv.Atoi(strings.TrimPrefix(t.Name, "covey")); err == nil && t.Name == hostTable(n) {
+			return nil
+		}
+	}
+	return errors.Join(os.WriteFile(forwardingSysctl, was, 0), os.Remove(path))
 }

@@ -398,3 +398,41 @@ func BenchmarkBeginConnect(b *testing.B) {
 	}
 	p.scrub(s)
 }
+
+func TestForwardingIsSetBackInEachNamespaceByItsOwnLastAgent(t *testing.T) {
+	h, err := newHome()
+	must(t, err)
+	defer h.file.Close()
+	name, dir := fmt.Sprintf("tf%d", os.Getpid()), t.TempDir()
+	ns, err := h.newNamespace(name)
+	must(t, err)
+	defer func() {
+		ns.Close()
+		must(t, removeNamespace(name))
+	}()
+	forwards := func() string {
+		b, err := os.ReadFile(forwardingSysctl)
+		must(t, err)
+		return strings.TrimSpace(string(b))
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "0"), nil, 0o644)) // An agent in another namespace.
+	must(t, h.inside(ns, func() error {
+		must(t, sysctl("ipv4/ip_forward", "0")) // A new one has the first namespace's.
+		must(t, enableForwarding(dir))
+		if forwards() != "1" {
+			t.Error("it is not on")
+		}
+		return nil
+	}))
+	must(t, leave(dir)) // Somebody here.
+	must(t, h.inside(ns, func() error {
+		if forwards() != "1" {
+			t.Error("an agent of another namespace has set it back")
+		}
+		must(t, leave(dir))
+		if forwards() != "0" {
+			t.Error("it is not set back")
+		}
+		return nil
+	}))
+}
