@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // maxRefusals bounds how many hosts are tried for one start.
@@ -69,12 +70,15 @@ func (s *Service) performStart(ctx context.Context, sb Sandbox) Outcome {
 		return s.failStart(ctx, sb, err)
 	}
 	now.LastActiveTime = started.LastActiveTime
-	out := s.conclude(ctx, []Sandbox{now}, nil, Change{Receipts: receipts(sb.ID, started)}, Outcome{})
+	out := s.conclude(ctx, []Sandbox{now}, nil, Change{Since: since(sb, started.StateTime), Receipts: receipts(sb.ID, started)}, Outcome{})
 	if errors.Is(out.failure(), Aborted) {
 		return s.lost(ctx, sb)
 	}
 	return out
 }
+
+// since is when one row came into its state.
+func since(sb Sandbox, at time.Time) map[string]time.Time { return map[string]time.Time{sb.ID: at} }
 
 func receipts(id string, st Started) map[string][]byte {
 	if len(st.Receipt) == 0 {

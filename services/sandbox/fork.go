@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 )
 
 // maxForkStarts bounds how many copies of a paused sandbox are started at once.
@@ -157,9 +158,9 @@ func (s *Service) forkSaved(ctx context.Context, rows []Sandbox) ([]Sandbox, Cha
 		})
 	}
 	wg.Wait()
-	c := Change{Receipts: map[string][]byte{}}
+	c := Change{Since: map[string]time.Time{}, Receipts: map[string][]byte{}}
 	for i, st := range started {
-		rows[i].LastActiveTime = st.LastActiveTime
+		rows[i].LastActiveTime, c.Since[rows[i].ID] = st.LastActiveTime, st.StateTime
 		maps.Copy(c.Receipts, receipts(rows[i].ID, st))
 	}
 	if failure == nil {

@@ -126,9 +126,9 @@ func (w *hostWatch) compare(ctx context.Context) error {
 func (s *Service) judge(ctx context.Context, sb Sandbox, h HostSandbox) {
 	switch {
 	case h.State == Failed, h.State == Stopped:
-		s.found(ctx, sb, h.State, because(h, sb.HostID))
+		s.found(ctx, sb, h.State, because(h, sb.HostID), h.StateTime)
 	case h.State == Paused && h.SnapshotID != "" && h.SnapshotID != sb.BaseSnapshotID:
-		s.foundPaused(ctx, sb, h.SnapshotID, h.Reason)
+		s.foundPaused(ctx, sb, h)
 	}
 }
 
@@ -137,7 +137,7 @@ func (s *Service) judge(ctx context.Context, sb Sandbox, h HostSandbox) {
 func (w *hostWatch) miss(ctx context.Context, sb Sandbox, missing map[string]time.Time) {
 	since, again := w.missing[sb.ID]
 	if again && time.Since(since) >= w.s.timing.Reconcile/2 {
-		w.s.found(ctx, sb, Stopped, fmt.Sprintf("it was no longer on host %s", w.hostID))
+		w.s.found(ctx, sb, Stopped, fmt.Sprintf("it was no longer on host %s", w.hostID), since)
 		return
 	}
 	if !again {

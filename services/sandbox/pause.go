@@ -37,18 +37,20 @@ func (s *Service) decidePause(sb *Sandbox, w Work, _ bool) (verdict, error) {
 // where its VM is gone.
 func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
 	now := sb
-	err, snapshot := s.pauseOnHost(ctx, sb), sb.Work.SnapshotID
+	snapshot := sb.Work.SnapshotID
+	at, err := s.pauseOnHost(ctx, sb)
 	if errors.Is(err, Precondition) {
-		if own := s.hostsOwnPause(ctx, sb); own != "" {
-			err, snapshot = nil, own
+		if own := s.hostsOwnPause(ctx, sb); own.SnapshotID != "" {
+			err, snapshot, at = nil, own.SnapshotID, own.StateTime
 		}
 	}
 	var c Change
 	if err == nil {
 		now.pausedTo(snapshot)
-		c.Chores, c.Receipts = liveLeftovers(sb), s.lastReceipt(ctx, sb)
+		c.Since, c.Chores, c.Receipts = since(sb, at), liveLeftovers(sb), s.lastReceipt(ctx, sb)
 		err = now.become(Paused)
-	} else if reason := s.vanished(ctx, sb); reason != "" {
+	} else if reason, at := s.vanished(ctx, sb); reason != "" {
+		c.Since = since(sb, at)
 		c.Chores = append(leftovers(sb), Chore{Kind: DropSnapshot, SandboxID: sb.ID, SnapshotID: sb.Work.SnapshotID, HostID: sb.HostID})
 		err = &Error{
 			Kind: Precondition, Reason: "SANDBOX_FAILED", Message: fmt.Sprintf("sandbox %s has failed: %s", sb.ID, reason),
@@ -63,9 +65,9 @@ func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
 	return s.conclude(ctx, []Sandbox{now}, err, c, Outcome{})
 }
 
-// hostsOwnPause is the snapshot that the host has paused the sandbox to by itself meanwhile, for which it waits where that is under way; empty
+// hostsOwnPause is the sandbox as the host has paused it by itself meanwhile, for which it waits where that is under way; without a snapshot
 // where it has not.
-func (s *Service) hostsOwnPause(ctx context.Context, sb Sandbox) string {
+func (s *Service) hostsOwnPause(ctx context.Context, sb Sandbox) (none HostSandbox) {
 	tick := time.NewTicker(catchUpTick)
 	defer tick.Stop()
 	for {
@@ -73,16 +75,16 @@ func (s *Service) hostsOwnPause(ctx context.Context, sb Sandbox) string {
 		i := slices.IndexFunc(list, func(h HostSandbox) bool { return h.ID == sb.ID })
 		switch {
 		case err != nil || i < 0:
-			return ""
+			return none
 		case list[i].State == Paused:
-			return list[i].SnapshotID
+			return list[i]
 		case list[i].State != Pausing:
-			return ""
+			return none
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return ""
+			return none
 		}
 	}
 }
@@ -109,8 +111,12 @@ func (s *Sandbox) pausedTo(snapshot string) {
 }
 
 // pauseOnHost asks the host until it answers, for a time: a host agent that is being restarted has kept the VM.
-func (s *Service) pauseOnHost(ctx context.Context, sb Sandbox) error {
-	return s.persist(ctx, func() error { return s.hosts.Pause(ctx, sb.HostID, sb.ID, sb.Work.SnapshotID) })
+func (s *Service) pauseOnHost(ctx context.Context, sb Sandbox) (at time.Time, err error) {
+	err = s.persist(ctx, func() (err error) {
+		at, err = s.hosts.Pause(ctx, sb.HostID, sb.ID, sb.Work.SnapshotID)
+		return err
+	})
+	return at, err
 }
 
 // persist repeats a call while who is called is out of reach, for a time: what was killed is started again.
@@ -134,25 +140,25 @@ func (s *Service) persist(ctx context.Context, call func() error) error {
 	}
 }
 
-// vanished says why a sandbox whose pause failed does not run any more; empty where it does, or where that cannot be known now.
-func (s *Service) vanished(ctx context.Context, sb Sandbox) string {
+// vanished says why and since when a sandbox whose pause failed does not run any more; no reason where it does, or where that cannot be known now.
+func (s *Service) vanished(ctx context.Context, sb Sandbox) (reason string, at time.Time) {
 	if s.gone(ctx) != nil {
-		return ""
+		return "", at
 	}
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
 	list, err := s.hosts.Sandboxes(ctx, sb.HostID)
 	if err != nil {
-		return ""
+		return "", at
 	}
 	i := slices.IndexFunc(list, func(h HostSandbox) bool { return h.ID == sb.ID })
 	switch {
 	case i < 0:
-		return fmt.Sprintf("it was no longer on host %s when it was to be paused", sb.HostID)
+		return fmt.Sprintf("it was no longer on host %s when it was to be paused", sb.HostID), at
 	case list[i].State.Final():
-		return because(list[i], sb.HostID)
+		return because(list[i], sb.HostID), list[i].StateTime
 	}
-	return ""
+	return "", at
 }
 
 // because is the reason that a host gives for a sandbox's end.

@@ -16,6 +16,9 @@ type Change struct {
 	Require []Sandbox
 	// Insert are new rows; Update are rows compared on their version and set. ErrConflict where one is not as given.
 	Insert, Update []Sandbox
+	// Since is when rows, by id, came into the state they are updated to, where a host did that and not this change. What a sandbox used is
+	// counted by it.
+	Since map[string]time.Time
 	// Receipts are how sandboxes were started, by id, encoded by the Hosts that made them.
 	Receipts map[string][]byte
 	// Finish answers a request.
@@ -208,8 +211,9 @@ type Scheduler interface {
 // Host is a machine that runs a host agent.
 type Host struct {
 	ID, Address string
-	// Lost: not heard from.
-	Lost bool
+	// Lost: not heard from since HeardTime.
+	Lost      bool
+	HeardTime time.Time
 }
 
 // HostSandbox is a sandbox as its host sees it.
@@ -221,6 +225,8 @@ type HostSandbox struct {
 	SnapshotID     string
 	AutoPaused     bool
 	LastActiveTime time.Time
+	// StateTime is when it came into its state, by the host's clock.
+	StateTime time.Time
 }
 
 // Held tells whether the host has a VM for it, or is about to.
@@ -238,7 +244,8 @@ type Start struct {
 
 // Started is how a start went.
 type Started struct {
-	LastActiveTime time.Time
+	// StateTime is when it ran; LastActiveTime when it was last used.
+	StateTime, LastActiveTime time.Time
 	// Receipt is opaque here.
 	Receipt []byte
 }
@@ -260,7 +267,8 @@ type Hosts interface {
 	Address(ctx context.Context, hostID string) (string, error)
 	Start(ctx context.Context, hostID string, s Start) (Started, error)
 	Destroy(ctx context.Context, hostID, sandboxID string) error
-	Pause(ctx context.Context, hostID, sandboxID, snapshotID string) error
+	// Pause tells when it was paused.
+	Pause(ctx context.Context, hostID, sandboxID, snapshotID string) (time.Time, error)
 	Snapshot(ctx context.Context, hostID, sandboxID, snapshotID, name string, metadata map[string]string) (Snapshot, error)
 	Fork(ctx context.Context, hostID, sandboxID, snapshotID string, copies []string) (Forked, error)
 	Ping(ctx context.Context, hostID, sandboxID string) (lastActive time.Time, err error)

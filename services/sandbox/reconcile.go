@@ -110,9 +110,10 @@ func (r *reconciler) watchHosts(ctx context.Context, wg *sync.WaitGroup) error {
 	if err != nil {
 		return err
 	}
-	alive := map[string]bool{}
+	alive, heard := map[string]bool{}, map[string]time.Time{}
 	for _, h := range list {
 		if h.Lost {
+			heard[h.ID] = h.HeardTime
 			continue
 		}
 		alive[h.ID] = true
@@ -126,11 +127,11 @@ func (r *reconciler) watchHosts(ctx context.Context, wg *sync.WaitGroup) error {
 			delete(r.hosts, id)
 		}
 	}
-	return r.giveUpHosts(ctx, alive)
+	return r.giveUpHosts(ctx, alive, heard)
 }
 
-// giveUpHosts makes the sandboxes of a host that has been gone for long FAILED.
-func (r *reconciler) giveUpHosts(ctx context.Context, alive map[string]bool) error {
+// giveUpHosts makes the sandboxes of a host that has been gone for long FAILED, since it was last heard of.
+func (r *reconciler) giveUpHosts(ctx context.Context, alive map[string]bool, heard map[string]time.Time) error {
 	used, err := r.s.store.HostsInUse(ctx)
 	if err != nil {
 		return err
@@ -148,13 +149,16 @@ func (r *reconciler) giveUpHosts(ctx context.Context, alive map[string]bool) err
 		if time.Since(since) < r.s.timing.HostLost {
 			continue
 		}
+		if at := heard[id]; !at.IsZero() && at.Before(since) {
+			since = at
+		}
 		rows, err := r.s.store.OnHost(ctx, id)
 		if err != nil {
 			return err
 		}
 		for _, sb := range rows {
 			if sb.State == Running {
-				r.s.found(ctx, sb, Failed, fmt.Sprintf("host %s was not heard of for %s", id, r.s.timing.HostLost))
+				r.s.found(ctx, sb, Failed, fmt.Sprintf("host %s was not heard of for %s", id, r.s.timing.HostLost), since)
 			}
 		}
 	}
@@ -198,14 +202,14 @@ func (r *reconciler) prune(ctx context.Context) error {
 	return r.s.store.Prune(ctx)
 }
 
-// found writes what became of a running sandbox without anybody having asked for it. Who was faster is right.
-func (s *Service) found(ctx context.Context, sb Sandbox, to State, reason string) {
+// found writes what became of a running sandbox, and when, without anybody having asked for it. Who was faster is right.
+func (s *Service) found(ctx context.Context, sb Sandbox, to State, reason string, at time.Time) {
 	now := sb
 	if err := now.end(to, reason); err != nil {
 		s.log.Error("unexpected end", "sandbox_id", sb.ID, "error", err)
 		return
 	}
-	_, err := s.apply(ctx, Change{Update: []Sandbox{now}, Chores: leftovers(sb)})
+	_, err := s.apply(ctx, Change{Update: []Sandbox{now}, Since: since(sb, at), Chores: leftovers(sb)})
 	switch {
 	case err == nil:
 		s.log.Info("sandbox ended", "sandbox_id", sb.ID, "host_id", sb.HostID, "state", to, "reason", reason)
@@ -215,16 +219,17 @@ func (s *Service) found(ctx context.Context, sb Sandbox, to State, reason string
 }
 
 // foundPaused writes that a host has paused a sandbox by itself.
-func (s *Service) foundPaused(ctx context.Context, sb Sandbox, snapshot, reason string) {
+func (s *Service) foundPaused(ctx context.Context, sb Sandbox, h HostSandbox) {
 	now := sb
 	if err := now.become(Paused); err != nil {
 		s.log.Error("unexpected pause", "sandbox_id", sb.ID, "error", err)
 		return
 	}
-	now.pausedTo(snapshot)
+	now.pausedTo(h.SnapshotID)
 	now.Work.Op = OpPause // Not of a drain, whatever was done with it before.
-	now.Reason = reason
-	_, err := s.apply(ctx, Change{Update: []Sandbox{now}, Chores: liveLeftovers(sb), Receipts: s.lastReceipt(ctx, sb)})
+	now.Reason = h.Reason
+	c := Change{Update: []Sandbox{now}, Since: since(sb, h.StateTime), Chores: liveLeftovers(sb), Receipts: s.lastReceipt(ctx, sb)}
+	_, err := s.apply(ctx, c)
 	if err != nil && !errors.Is(err, ErrConflict) && ctx.Err() == nil {
 		s.log.Warn("pause by host not written; will be found again", "sandbox_id", sb.ID, "error", err)
 	}

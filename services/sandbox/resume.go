@@ -58,7 +58,7 @@ func (s *Service) performResume(ctx context.Context, sb Sandbox) Outcome {
 	}
 	now.BaseSnapshotID, now.SnapshotID, now.Durable = sb.SnapshotID, "", false
 	now.LastActiveTime = started.LastActiveTime
-	out := s.conclude(ctx, []Sandbox{now}, nil, Change{Receipts: receipts(sb.ID, started)}, Outcome{})
+	out := s.conclude(ctx, []Sandbox{now}, nil, Change{Since: since(sb, started.StateTime), Receipts: receipts(sb.ID, started)}, Outcome{})
 	if errors.Is(out.failure(), Aborted) {
 		return s.lost(ctx, sb)
 	}

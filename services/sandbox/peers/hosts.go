@@ -78,7 +78,8 @@ func (h *Hosts) Start(ctx context.Context, hostID string, s sandbox.Start) (sand
 		return sandbox.Started{}, err
 	}
 	receipt, err := encodeReceipt(r.GetReceipt())
-	return sandbox.Started{LastActiveTime: stamp(r.GetSandbox().GetLastActiveTime()), Receipt: receipt}, err
+	sb := r.GetSandbox()
+	return sandbox.Started{StateTime: stamp(sb.GetStateTime()), LastActiveTime: stamp(sb.GetLastActiveTime()), Receipt: receipt}, err
 }
 
 func encodeReceipt(r *sandboxv1.RestoreReceipt) ([]byte, error) {
@@ -127,11 +128,11 @@ func (h *Hosts) Destroy(ctx context.Context, hostID, sandboxID string) error {
 }
 
 // Pause implements sandbox.Hosts.
-func (h *Hosts) Pause(ctx context.Context, hostID, sandboxID, snapshotID string) error {
-	_, err := call(ctx, h, hostID, func(c hostv1.HostServiceClient) (*hostv1.PauseSandboxResponse, error) {
+func (h *Hosts) Pause(ctx context.Context, hostID, sandboxID, snapshotID string) (time.Time, error) {
+	r, err := call(ctx, h, hostID, func(c hostv1.HostServiceClient) (*hostv1.PauseSandboxResponse, error) {
 		return c.PauseSandbox(ctx, &hostv1.PauseSandboxRequest{SandboxId: sandboxID, SnapshotId: snapshotID})
 	})
-	return err
+	return stamp(r.GetSandbox().GetStateTime()), err
 }
 
 // Snapshot implements sandbox.Hosts.
@@ -214,7 +215,7 @@ var states = map[sandboxv1.State]sandbox.State{
 func decodeHostSandbox(p *hostv1.HostSandbox) sandbox.HostSandbox {
 	return sandbox.HostSandbox{
 		ID: p.GetSandboxId(), State: states[p.GetState()], Reason: p.GetReason(), SnapshotID: p.GetSnapshotId(),
-		AutoPaused: p.GetAutoPaused(), LastActiveTime: stamp(p.GetLastActiveTime()),
+		AutoPaused: p.GetAutoPaused(), LastActiveTime: stamp(p.GetLastActiveTime()), StateTime: stamp(p.GetStateTime()),
 	}
 }
 

@@ -90,7 +90,7 @@ func (s *Scheduler) list(ctx context.Context) ([]sandbox.Host, error) {
 	hosts := make([]sandbox.Host, len(resp.GetHosts()))
 	known := map[string]string{}
 	for i, h := range resp.GetHosts() {
-		hosts[i] = sandbox.Host{ID: h.GetId(), Address: h.GetAddress(), Lost: h.GetState() == schedulerv1.HostState_HOST_STATE_LOST}
+		hosts[i] = sandbox.Host{ID: h.GetId(), Address: h.GetAddress(), Lost: h.GetState() == schedulerv1.HostState_HOST_STATE_LOST, HeardTime: stamp(h.GetHeartbeatTime())}
 		known[h.GetId()] = h.GetAddress()
 	}
 	s.mu.Lock()

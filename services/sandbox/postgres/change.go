@@ -124,6 +124,9 @@ func (t *step) update(ctx context.Context, c sandbox.Change) error {
 		if !sb.LastActiveTime.IsZero() {
 			p.LastActiveTime = &sb.LastActiveTime
 		}
+		if at := c.Since[sb.ID]; !at.IsZero() {
+			p.Since = &at
+		}
 		row, err := t.q.UpdateSandbox(ctx, p)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return sandbox.ErrConflict

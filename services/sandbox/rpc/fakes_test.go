@@ -267,6 +267,7 @@ type fakeScheduler struct {
 	mu       sync.Mutex // guards all below
 	hosts    []*fakeHost
 	lost     map[string]bool
+	heard    *timestamppb.Timestamp // when hosts were last heard of
 	cordoned map[string]bool
 	turn     int
 	places   []*schedulerv1.PlaceRequest
@@ -334,7 +335,7 @@ func (s *fakeScheduler) ListHosts(context.Context, *schedulerv1.ListHostsRequest
 		if s.lost[h.id] {
 			st = schedulerv1.HostState_HOST_STATE_LOST
 		}
-		resp.Hosts = append(resp.Hosts, &schedulerv1.Host{Id: h.id, Address: h.addr, State: st})
+		resp.Hosts = append(resp.Hosts, &schedulerv1.Host{Id: h.id, Address: h.addr, State: st, HeartbeatTime: s.heard})
 	}
 	return resp, nil
 }

@@ -8,9 +8,12 @@ VALUES (@id, @tenant_id, @state, @reason, @spec, @metadata, @host_id, @source_sn
 RETURNING *;
 
 -- name: UpdateSandbox :one
--- Compare-and-set: no row where the version is not the one given.
+-- Compare-and-set: no row where the version is not the one given. A change that a host made before now has its time, between
+-- the change before and now, whatever the host's clock says.
 UPDATE sandbox.sandbox
-SET state_time         = CASE WHEN state <> @state THEN now() ELSE state_time END,
+SET state_time         = CASE WHEN state <> @state
+                              THEN greatest(state_time, least(now(), coalesce(sqlc.narg('since')::timestamptz, now())))
+                              ELSE state_time END,
     state              = @state,
     reason             = @reason,
     host_id            = @host_id,

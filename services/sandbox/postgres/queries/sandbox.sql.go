@@ -641,27 +641,30 @@ func (q *Queries) TouchSandboxes(ctx context.Context, arg TouchSandboxesParams) 
 
 const updateSandbox = `-- name: UpdateSandbox :one
 UPDATE sandbox.sandbox
-SET state_time         = CASE WHEN state <> $1 THEN now() ELSE state_time END,
+SET state_time         = CASE WHEN state <> $1
+                              THEN greatest(state_time, least(now(), coalesce($2::timestamptz, now())))
+                              ELSE state_time END,
     state              = $1,
-    reason             = $2,
-    host_id            = $3,
-    snapshot_id        = $4,
-    base_snapshot_id   = $5,
-    source_snapshot_id = $6,
-    durable            = $7,
-    last_active_time   = greatest(last_active_time, $8::timestamptz),
-    work_id            = $9,
-    work               = $10,
-    work_error         = $11::jsonb,
-    lease_owner        = $12,
-    lease_until        = CASE WHEN $12 = '' THEN NULL ELSE now() + $13::bigint * interval '1 millisecond' END,
+    reason             = $3,
+    host_id            = $4,
+    snapshot_id        = $5,
+    base_snapshot_id   = $6,
+    source_snapshot_id = $7,
+    durable            = $8,
+    last_active_time   = greatest(last_active_time, $9::timestamptz),
+    work_id            = $10,
+    work               = $11,
+    work_error         = $12::jsonb,
+    lease_owner        = $13,
+    lease_until        = CASE WHEN $13 = '' THEN NULL ELSE now() + $14::bigint * interval '1 millisecond' END,
     version            = version + 1
-WHERE id = $14 AND version = $15
+WHERE id = $15 AND version = $16
 RETURNING id, tenant_id, state, reason, spec, metadata, host_id, snapshot_id, base_snapshot_id, source_snapshot_id, durable, version, create_time, state_time, last_active_time, expire_time, work_id, work, work_error, lease_owner, lease_until
 `
 
 type UpdateSandboxParams struct {
 	State            string          `json:"state"`
+	Since            *time.Time      `json:"since"`
 	Reason           string          `json:"reason"`
 	HostID           string          `json:"host_id"`
 	SnapshotID       string          `json:"snapshot_id"`
@@ -678,10 +681,12 @@ type UpdateSandboxParams struct {
 	Version          int64           `json:"version"`
 }
 
-// Compare-and-set: no row where the version is not the one given.
+// Compare-and-set: no row where the version is not the one given. A change that a host made before now has its time, between
+// the change before and now, whatever the host's clock says.
 func (q *Queries) UpdateSandbox(ctx context.Context, arg UpdateSandboxParams) (Sandbox, error) {
 	row := q.db.QueryRow(ctx, updateSandbox,
 		arg.State,
+		arg.Since,
 		arg.Reason,
 		arg.HostID,
 		arg.SnapshotID,
