@@ -23,10 +23,11 @@ func (s *Store) fetch(ctx context.Context, id string) (*entry, error) {
 	if e := s.pinLocal(id); e != nil {
 		return e, nil
 	}
-	r, err := s.conf.Fetcher.Find(ctx, id)
+	r, done, err := s.conf.Fetcher.Find(ctx, id)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	if err := r.check(id); err != nil {
 		return nil, fmt.Errorf("snapshot %s: %s: %w: %w", id, manifestName, machine.ErrDamaged, err)
 	}

@@ -14,8 +14,9 @@ import (
 
 // Fetcher reads what other hosts and the registry have. It is safe for concurrent use.
 type Fetcher interface {
-	// Find finds the record of a snapshot; machine.ErrSnapshotNotFound.
-	Find(ctx context.Context, id string) (*Record, error)
+	// Find finds the record of a snapshot; machine.ErrSnapshotNotFound. From then on the snapshot stays readable; done says that
+	// it is on this host now, or that it will not be.
+	Find(ctx context.Context, id string) (r *Record, done func(), err error)
 	// ReadAt fills all of p from an object of a snapshot at off, and tells whether it came from a "peer" or the "registry". What
 	// it returns is verified by the caller: bytes that come from a peer and turn out damaged are asked for once more, with
 	// distrust set, and should then come from elsewhere.

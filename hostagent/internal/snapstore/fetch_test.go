@@ -37,7 +37,10 @@ func newLink(far *snapstore.Store) *link {
 	return &link{far: far, bytes: map[string]int64{}, calls: map[string]int{}}
 }
 
-func (l *link) Find(_ context.Context, id string) (*snapstore.Record, error) { return l.far.Record(id) }
+func (l *link) Find(_ context.Context, id string) (*snapstore.Record, func(), error) {
+	r, err := l.far.Record(id)
+	return r, func() {}, err
+}
 
 func (l *link) ReadAt(ctx context.Context, _ string, o snapstore.Object, p []byte, off int64, distrust bool) (string, error) {
 	l.mu.Lock()

@@ -29,7 +29,7 @@ type Config struct {
 	CacheBytes int64
 	// MaxChain is how many builds a header names before its snapshot is squashed. Default 16.
 	MaxChain int
-	// Removed is called after a snapshot was removed from this host. It may be nil.
+	// Removed is called after a snapshot was removed from this host; perhaps so late that it is here again. It may be nil.
 	Removed func(id string)
 	Log     *slog.Logger
 }
@@ -112,6 +112,13 @@ func (s *Store) Local() []string {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// Has tells whether anything of a snapshot is here, also where it is to be removed as soon as it is used no more.
+func (s *Store) Has(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.snaps[id] != nil
 }
 
 // name takes references on builds; those not known yet become known. The store's lock is held.

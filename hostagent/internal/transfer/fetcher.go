@@ -71,30 +71,53 @@ func (f *Fetcher) lease(ctx context.Context, id string) error {
 }
 
 // Find implements snapstore.Fetcher. The snapshot is leased, so that it stays readable from here on whatever becomes of it.
-func (f *Fetcher) Find(ctx context.Context, id string) (*snapstore.Record, error) {
+func (f *Fetcher) Find(ctx context.Context, id string) (_ *snapstore.Record, done func(), err error) {
+	gone := f.come(id)
+	defer func() {
+		if err != nil {
+			gone()
+		}
+	}()
 	if err := f.hold(ctx, id); err != nil {
-		return nil, f.notFound(id, err)
+		return nil, nil, f.notFound(id, err)
 	}
 	m, err := f.t.registry.GetManifest(ctx, &snapshotv1.GetManifestRequest{Snapshot: id})
 	if err != nil {
-		return nil, f.notFound(id, err)
+		return nil, nil, f.notFound(id, err)
 	}
 	r, renamed, err := fromManifest(m.GetSnapshot(), m.GetManifest())
 	if err != nil {
-		return nil, fmt.Errorf("manifest of snapshot %s: %w: %w", id, machine.ErrDamaged, err)
+		return nil, nil, fmt.Errorf("manifest of snapshot %s: %w: %w", id, machine.ErrDamaged, err)
 	}
 	f.keep(id, m.GetSnapshot().GetHostId(), m.GetHostIds(), renamed)
 	f.t.wantReport()
-	return r, nil
+	return r, gone, nil
+}
+
+// come notes that a snapshot is being fetched, until gone is called. If it is not here then, its lease is not needed.
+func (f *Fetcher) come(id string) (gone func()) {
+	t := f.t
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.coming[id]++
+	return sync.OnceFunc(func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.coming[id]--; t.coming[id] > 0 {
+			return
+		}
+		delete(t.coming, id)
+		if t.marks.get(id) == fetched && !t.store.Has(id) {
+			t.left[id] = true
+			t.wantReport()
+		}
+	})
 }
 
 // hold takes a lease and notes that it has to be released some day.
 func (f *Fetcher) hold(ctx context.Context, id string) error {
 	f.t.leasing.Lock()
 	defer f.t.leasing.Unlock()
-	f.t.mu.Lock()
-	delete(f.t.left, id)
-	f.t.mu.Unlock()
 	if err := f.lease(ctx, id); err != nil {
 		return err
 	}

@@ -26,7 +26,8 @@ func (t *Transfer) wantReport() {
 	}
 }
 
-// Removed is to be called when a snapshot is not on this host any more.
+// Removed is to be called when a snapshot is not on this host any more. It may come late: what has been fetched again meanwhile, or is just
+// being fetched, keeps its lease.
 func (t *Transfer) Removed(id string) {
 	t.mu.Lock()
 	t.left[id] = true
@@ -134,14 +135,19 @@ func (t *Transfer) leaving() []string {
 	return slices.Collect(maps.Keys(t.left))
 }
 
-// letGo releases the lease of what is not here any more, when the registry keeps all that was made of it.
+// letGo releases the lease of what is not here any more, when the registry keeps all that was made of it. Nobody can begin to fetch it
+// meanwhile.
 func (t *Transfer) letGo(ctx context.Context, id string) bool {
 	t.leasing.Lock()
 	defer t.leasing.Unlock()
 	t.mu.Lock()
-	still := t.left[id]
+	still, coming := t.left[id], t.coming[id] > 0
+	here := !coming && t.store.Has(id)
+	if here {
+		delete(t.left, id)
+	}
 	t.mu.Unlock()
-	if !still {
+	if !still || coming || here {
 		return false
 	}
 	if t.marks.get(id) == fetched && (!t.queue.allRegistered() || !t.release(ctx, id)) {

@@ -23,6 +23,7 @@ import (
 // Store is what this host has; *snapstore.Store is one.
 type Store interface {
 	Local() []string
+	Has(id string) bool
 	Record(id string) (*snapstore.Record, error)
 	Export(id string) (*snapstore.Export, error)
 	OpenObject(key string) (*snapstore.ObjectFile, error)
@@ -76,8 +77,9 @@ type Transfer struct {
 
 	// leasing is held while a lease is taken or released, so that none is released that was just taken.
 	leasing sync.Mutex
-	mu      sync.Mutex      // guards left
-	left    map[string]bool // not on this host any more, and marked still
+	mu      sync.Mutex      // guards left and coming
+	left    map[string]bool // perhaps not on this host any more, and marked still
+	coming  map[string]int  // how many are fetching it
 }
 
 var _ machine.Registry = (*Transfer)(nil)
@@ -87,7 +89,7 @@ func New(c Config) (*Transfer, error) {
 	c.setDefaults()
 	t := &Transfer{
 		conf: c, log: c.Log, registry: snapshotv1.NewRegistryServiceClient(c.Registry), queue: newQueue(),
-		streams: make(chan struct{}, c.Uploads), report: make(chan struct{}, 1), left: map[string]bool{},
+		streams: make(chan struct{}, c.Uploads), report: make(chan struct{}, 1), left: map[string]bool{}, coming: map[string]int{},
 	}
 	var err error
 	if t.marks, err = openMarks(filepath.Join(c.Dir, "marks")); err != nil {

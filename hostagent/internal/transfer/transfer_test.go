@@ -3,9 +3,12 @@ package transfer_test
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -130,6 +133,57 @@ func TestWhatWasDeletedIsRemovedFromAllHosts(t *testing.T) {
 	if !errors.Is(err, machine.ErrSnapshotNotFound) {
 		t.Fatalf("a deleted snapshot: %v", err)
 	}
+}
+
+// marked tells whether the host keeps a lease.
+func (h *host) marked(id string) bool {
+	mark, _ := os.ReadFile(filepath.Join(h.dir, "transfer", "marks", id)) // None is none.
+	return string(mark) == "fetched"
+}
+
+func TestARemovalThatIsReportedLateDoesNotEndTheLeaseOfWhatWasFetchedAgain(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	kept := func(what string) {
+		t.Helper()
+		b.Removed(s.ID)
+		for end := time.After(500 * time.Millisecond); ; { // Some reports.
+			if !b.marked(s.ID) {
+				t.Fatalf("%s has no lease any more", what)
+			}
+			select {
+			case <-time.After(20 * time.Millisecond):
+				continue
+			case <-end:
+			}
+			break
+		}
+	}
+	_, done, err := b.Fetcher().Find(t.Context(), s.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept("what is being fetched")
+	b.open(s.ID).Release()
+	kept("what is being fetched by another")
+	done()
+	kept("what is here")
+	pinned := b.open(s.ID)
+	if err := b.store.Remove(t.Context(), s.ID); err != nil {
+		t.Fatal(err)
+	}
+	kept("what is in use")
+	pinned.Release()
+	eventually(t, "the lease is released", func() bool { return !b.marked(s.ID) })
+	// A fetch that came to nothing leaves none.
+	if _, done, err = b.Fetcher().Find(t.Context(), s.ID); err != nil {
+		t.Fatal(err)
+	}
+	done()
+	eventually(t, "the lease is released", func() bool { return !b.marked(s.ID) })
 }
 
 // The old snapshot is dropped while the new one, which names its builds, is not registered yet: the host's lease keeps them.
