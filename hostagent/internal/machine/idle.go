@@ -93,7 +93,11 @@ func (m *Machine) watchCPU(now time.Time) {
 
 // idle tells whether nothing has used the sandbox for its timeout, nor does now.
 func (m *Machine) idle(now time.Time) bool {
-	return m.spec.Timeout > 0 && m.streams.Load() == 0 && now.Sub(time.Unix(0, m.lastActive.Load())) > m.spec.Timeout
+	used := time.Unix(0, m.lastActive.Load())
+	if m.takenBack.After(used) {
+		used = m.takenBack
+	}
+	return m.spec.Timeout > 0 && m.streams.Load() == 0 && now.Sub(used) > m.spec.Timeout
 }
 
 func (m *Machine) expire() {
@@ -110,11 +114,15 @@ func (c *Config) quiet() string {
 	return fmt.Sprintf("at most %.0f %% of a CPU in use", c.BusyCPU*100)
 }
 
-// metricsTime bounds the question to the guest whether a process of its holds the timer.
-const metricsTime = 2 * time.Second
+const (
+	// metricsTime bounds the question to the guest whether a process of its holds the timer.
+	metricsTime = 2 * time.Second
+	// deafAsks is how often in a row, a tick apart, a guest may leave that question without an answer. On a busy host one is late now and then.
+	deafAsks = 5
+)
 
 // pauseIdle pauses the sandbox, unless a process in it holds the timer or it has been used meanwhile. Where its guest does not
-// answer it is paused all the same: that needs the VM alone.
+// answer again and again it is paused all the same: that needs the VM alone.
 func (m *Machine) pauseIdle() {
 	ctx := context.Background()
 	guest, err := m.Guest("pause")
@@ -124,7 +132,14 @@ func (m *Machine) pauseIdle() {
 	ask, cancel := context.WithTimeout(ctx, metricsTime)
 	met, err := guest.Metrics(ask)
 	cancel()
-	if err == nil && met.KeepAlive > 0 {
+	switch {
+	case err != nil && m.deaf.Add(1) < deafAsks:
+		m.log.Info("guest does not tell whether anything holds the timer; it is asked again", "error", err)
+		return
+	case err == nil:
+		m.deaf.Store(0)
+	}
+	if met.KeepAlive > 0 && err == nil {
 		m.Touch()
 		return
 	}

@@ -162,3 +162,46 @@ func (h *Host) isClosing() bool {
 	defer h.life.Unlock()
 	return h.closing
 }
+
+func TestAGuestThatIsLateWithAnAnswerIsAskedAgainBeforeItIsPaused(t *testing.T) {
+	inBubble(t, 0.2, func(t *testing.T, w *world, _ *Host, m *Machine) {
+		w.mu.Lock()
+		w.keep = 1 // A process holds the timer, but the guest is too busy to say so for a while.
+		w.mu.Unlock()
+		w.failAt("metrics", context.DeadlineExceeded)
+		wait(66 * time.Second)
+		if n := w.count("metrics"); n < 2 || n >= deafAsks {
+			t.Fatalf("it was asked %d times", n)
+		}
+		w.failAt("metrics", nil)
+		wait(10 * time.Minute)
+		if st := m.Status(); st.State != Running {
+			t.Fatalf("one whose process holds the timer is %s: %s", st.State, st.Reason)
+		}
+		w.failAt("metrics", context.DeadlineExceeded)
+		wait(90 * time.Second)
+		if st := m.Status(); st.State != Paused {
+			t.Fatalf("one whose guest never answers is %s", st.State)
+		}
+	})
+}
+
+func TestTheTimerBeginsAnewWithTheAgent(t *testing.T) {
+	w := newWorld()
+	h := w.host(t, t.TempDir())
+	s := spec("sb_1")
+	s.Timeout = time.Minute
+	m := start(t, h, s)
+	now := time.Now()
+	m.lastActive.Store(now.Add(-time.Hour).UnixNano()) // What the journal knows: it was started then.
+	if !m.idle(now) {
+		t.Fatal("unused for an hour, it is not idle")
+	}
+	m.takenBack = now
+	if m.idle(now.Add(59*time.Second)) || !m.idle(now.Add(61*time.Second)) {
+		t.Error("the timer does not begin when the sandbox is taken back")
+	}
+	if !m.Status().LastActive.Before(now.Add(-time.Minute)) {
+		t.Error("taking back counts as use")
+	}
+}

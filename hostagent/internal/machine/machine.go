@@ -40,9 +40,14 @@ type Machine struct {
 	lastActive atomic.Int64
 	streams    atomic.Int64
 	firstExec  atomic.Int64
+	// deaf counts the questions of the timer in a row that the guest did not answer.
+	deaf atomic.Int32
 	history    history
 	// cpu is Run's alone.
 	cpu cpuMark
+	// takenBack is when this agent took it over from a former one; it never changes. The inactivity timer begins anew then: the journal
+	// does not know of each use.
+	takenBack time.Time
 
 	mu sync.Mutex // guards all below
 	// status without LastActive.

@@ -529,6 +529,9 @@ func TestWhatAFormerAgentHadIsTakenBackOrBuried(t *testing.T) {
 			t.Errorf("%s: %v, %v; want %s", id, m.Status(), err, want)
 		}
 	}
+	if back, _ := h2.Find("sb_1"); back.takenBack.IsZero() {
+		t.Error("the timer of what was taken back goes on from the journal")
+	}
 	if used := h2.ledger.Used(); used.Slots != 1 {
 		t.Errorf("room %s", used)
 	}

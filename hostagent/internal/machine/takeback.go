@@ -61,6 +61,7 @@ func (h *Host) takeBackOne(ctx context.Context, e journal.Entry[Record]) {
 	m := h.newMachine(rec.Status.Spec)
 	m.status, m.receipt = rec.Status, rec.Receipt
 	m.lastActive.Store(rec.Status.LastActive.UnixNano())
+	m.takenBack = time.Now()
 	m.firstExec.Store(int64(rec.Receipt.FirstExec))
 	h.mu.Lock()
 	h.machines[m.spec.ID] = m
