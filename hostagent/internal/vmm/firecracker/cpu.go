@@ -25,7 +25,7 @@ type processors struct {
 }
 
 func newProcessors(v version, mask []string) (processors, error) {
-	p := processors{version: v, host: hostProcessor()}
+	p := processors{version: v, host: cpu.Host()}
 	plain, err := supported()
 	if err != nil {
 		// Without KVM no guest runs, and what would be missing is said by the probe.

@@ -8,12 +8,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/api"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/launch"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/tether"
 )
 
 // Name is the driver's name.
@@ -50,9 +51,7 @@ type Driver struct {
 	version version
 	caps    vmm.Capabilities
 	cpus    processors
-
-	mu  sync.Mutex // guards vms
-	vms map[*VM]struct{}
+	fleet   tether.Fleet
 }
 
 var _ vmm.Driver = (*Driver)(nil)
@@ -69,7 +68,7 @@ func New(conf Config) (*Driver, error) {
 	if conf.Jailer, err = conf.jailer(v); err != nil {
 		return nil, err
 	}
-	d := &Driver{conf: conf, version: v, vms: map[*VM]struct{}{}}
+	d := &Driver{conf: conf, version: v}
 	if d.cpus, err = newProcessors(v, conf.Mask); err != nil {
 		return nil, fmt.Errorf("the processor's features: %w", err)
 	}
@@ -99,7 +98,7 @@ func (c *Config) fill() (err error) {
 	if c.Binary, err = filepath.Abs(c.Binary); err != nil {
 		return err
 	}
-	if err := resolve(&c.Binary, &c.Jailer); err != nil {
+	if err := launch.Resolve(&c.Binary, &c.Jailer); err != nil {
 		return fmt.Errorf("Firecracker: %w", err)
 	}
 	return nil
@@ -142,25 +141,6 @@ func findJailer(binary string) string {
 	return ""
 }
 
-// hostProcessor is vendor, family, model and stepping of the host's processor.
-func hostProcessor() string {
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "unknown"
-	}
-	var parts []string
-	for line := range strings.Lines(string(b)) {
-		key, value, _ := strings.Cut(line, ":")
-		switch strings.TrimSpace(key) {
-		case "vendor_id", "cpu family", "model", "stepping":
-			parts = append(parts, strings.TrimSpace(value))
-		case "":
-			return strings.Join(parts, "-") // the first processor's is enough
-		}
-	}
-	return strings.Join(parts, "-")
-}
-
 // Capabilities implements vmm.Driver.
 func (d *Driver) Capabilities() vmm.Capabilities { return d.caps }
 
@@ -169,61 +149,21 @@ func (d *Driver) CPU(baseline []string) vmm.CPU { return d.cpus.boot(baseline) }
 
 // Close lets go of all VMs, which live on: a later agent can reopen them. No VM may be used afterwards.
 func (d *Driver) Close() error {
-	d.mu.Lock()
-	list := make([]*VM, 0, len(d.vms))
-	for v := range d.vms {
-		list = append(list, v)
-	}
-	d.mu.Unlock()
-	for _, v := range list {
-		v.detach()
-	}
+	d.fleet.Close()
 	return nil
 }
 
 func (d *Driver) check(cfg *vmm.Config, restore bool) error {
-	var errs []error
-	bad := func(field, format string, args ...any) {
-		errs = append(errs, fmt.Errorf(field+": "+format, args...))
-	}
-	if cfg.VCPUs < 1 || cfg.VCPUs > d.caps.MaxVCPUs {
-		bad("VCPUs", "must be 1 to %d, got %d", d.caps.MaxVCPUs, cfg.VCPUs)
-	}
-	if cfg.MemoryBytes < 16<<20 || cfg.MemoryBytes%(1<<20) != 0 {
-		bad("MemoryBytes", "must be a multiple of 1 MiB and at least 16 MiB, got %d", cfg.MemoryBytes)
-	}
-	if cfg.DiskSocket != "" && cfg.DiskPath != "" {
-		bad("DiskSocket, DiskPath", "only one of them can be the disk")
-	}
+	errs := []error{cfg.Check(d.caps.MaxVCPUs)}
 	if cfg.DiskSocket != "" && d.conf.Disks == nil {
-		bad("DiskSocket", "this driver was made without a way to attach NBD, %w", vmm.ErrUnsupported)
-	}
-	if (cfg.TapName == "") != (cfg.MAC == "") {
-		bad("TapName, MAC", "go together, got %q and %q", cfg.TapName, cfg.MAC)
+		errs = append(errs, fmt.Errorf("DiskSocket: this driver was made without a way to attach NBD, %w", vmm.ErrUnsupported))
 	}
 	if restore && cfg.PagerSocket == "" {
-		bad("PagerSocket", "must be given: states are restored with a pager, %w without", vmm.ErrUnsupported)
+		errs = append(errs, fmt.Errorf("PagerSocket: must be given: states are restored with a pager, %w without", vmm.ErrUnsupported))
 	}
 	// A boot needs no pager, but one that is named and not there is a mistake that would show much later.
 	if st, err := os.Stat(cfg.PagerSocket); cfg.PagerSocket != "" && (err != nil || st.Mode()&os.ModeSocket == 0) {
-		bad("PagerSocket", "%s is no socket (%v)", cfg.PagerSocket, err)
-	}
-	for field, path := range map[string]string{"RunDir": cfg.RunDir, "ConsolePath": cfg.ConsolePath} {
-		if !filepath.IsAbs(path) {
-			bad(field, "must be an absolute path, got %q", path)
-		}
+		errs = append(errs, fmt.Errorf("PagerSocket: %s is no socket (%v)", cfg.PagerSocket, err))
 	}
 	return errors.Join(errs...)
-}
-
-// resolve follows symbolic links, which lead nowhere in the VMM's room.
-func resolve(paths ...*string) (err error) {
-	for _, p := range paths {
-		if *p != "" {
-			if *p, err = filepath.EvalSymlinks(*p); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

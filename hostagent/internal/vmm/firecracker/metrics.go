@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/api"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/tether"
 )
 
 // Metrics are Firecracker's counters since the VM was started or reopened, by names like "block.read_bytes" or "seccomp.num_faults"; see
@@ -56,12 +57,12 @@ func (m *meter) look() (sum Metrics, lines int, next <-chan struct{}) {
 
 // Metrics asks for the counters as they are now.
 func (v *VM) Metrics(ctx context.Context) (sum Metrics, err error) {
-	err = v.alone(ctx, func() error {
+	err = v.Alone(ctx, func() error {
 		_, before, _ := v.metrics.look()
 		if err := v.do(ctx, request{"PUT", "/actions", api.Action{ActionType: api.FlushMetrics}}, nil); err != nil {
 			return err
 		}
-		ctx, cancel := v.bounded(ctx)
+		ctx, cancel := v.Bounded(ctx)
 		defer cancel()
 		for {
 			now, lines, next := v.metrics.look()
@@ -71,10 +72,10 @@ func (v *VM) Metrics(ctx context.Context) (sum Metrics, err error) {
 			}
 			select {
 			case <-next:
-			case <-v.proc.Done():
-				return v.gone()
+			case <-v.Process().Done():
+				return v.Gone()
 			case <-ctx.Done():
-				return slow(ctx, fmt.Errorf("Firecracker's metrics: %w", context.Cause(ctx)))
+				return tether.Slow(ctx, fmt.Errorf("Firecracker's metrics: %w", context.Cause(ctx)))
 			}
 		}
 	})

@@ -1,11 +1,9 @@
 package firecracker
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
@@ -50,7 +48,7 @@ func (v *VM) reason(e vmm.Exit) vmm.Exit {
 	case codes[e.Code] != "":
 		e.Reason += ": " + codes[e.Code]
 	}
-	for _, words := range []string{v.proc.Words(), v.words.text()} {
+	for _, words := range []string{v.Process().Words(), v.words.text()} {
 		if words != "" {
 			e.Reason += fmt.Sprintf("; its last words: %q", words)
 		}
@@ -74,19 +72,4 @@ func (v *VM) outOfMemory() bool {
 		}
 	}
 	return false
-}
-
-// anonymousBytes reads RssAnon of /proc/PID/status.
-func anonymousBytes(pid int) (int64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, errors.New("/proc/PID/status has no RssAnon")
 }

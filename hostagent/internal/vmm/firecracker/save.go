@@ -12,13 +12,14 @@ import (
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/api"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/tether"
 )
 
 const pageSize = 4096
 
 // SaveState implements vmm.VM.
 func (v *VM) SaveState(ctx context.Context, path string) error {
-	err := v.alone(ctx, func() error {
+	err := v.Alone(ctx, func() error {
 		if err := v.save(ctx); err != nil {
 			return err
 		}
@@ -37,7 +38,7 @@ func (v *VM) SaveState(ctx context.Context, path string) error {
 
 // SaveDirty implements vmm.VM.
 func (v *VM) SaveDirty(ctx context.Context, w vmm.DirtyWriter) (n int64, err error) {
-	err = v.alone(ctx, func() error {
+	err = v.Alone(ctx, func() error {
 		if err := v.save(ctx); err != nil {
 			return err
 		}
@@ -76,12 +77,12 @@ func (v *VM) save(ctx context.Context) error {
 		}
 	}
 	limit := v.driver.conf.SaveTime
-	ctx, cancel := within(ctx, limit)
+	ctx, cancel := tether.Within(ctx, limit)
 	defer cancel()
 	body := api.SnapshotCreate{
 		SnapshotType: api.Diff, SnapshotPath: filepath.Join(roomDir, stateName), MemFilePath: filepath.Join(roomDir, spoolName),
 	}
-	err := v.explain(ctx, v.client.Do(ctx, "PUT", "/snapshot/create", body, nil, limit+v.driver.conf.HangTime))
+	err := v.Explain(ctx, v.client.Do(ctx, "PUT", "/snapshot/create", body, nil, limit+v.driver.conf.HangTime))
 	v.saved = err == nil
 	return err
 }

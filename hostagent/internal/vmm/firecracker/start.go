@@ -15,6 +15,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker/api"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/launch"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/statefile"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/tether"
 )
 
 // layoutVersion is raised whenever devices or the layout below change in a way that keeps older states from loading.
@@ -56,7 +57,7 @@ func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
 		return nil, fmt.Errorf("boot: %w", err)
 	}
 	if err := v.configure(ctx); err != nil {
-		v.discard()
+		v.Discard()
 		return nil, fmt.Errorf("boot: %w", err)
 	}
 	return v, nil
@@ -73,7 +74,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, statePath string) 
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	if err := v.load(ctx); err != nil {
-		v.discard()
+		v.Discard()
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	return v, nil
@@ -84,7 +85,7 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, cpu vmm.CPU, state [
 	if err := d.check(&cfg, state != nil); err != nil {
 		return nil, err
 	}
-	if err := resolve(&cfg.Kernel, &cfg.Initrd); err != nil {
+	if err := launch.Resolve(&cfg.Kernel, &cfg.Initrd); err != nil {
 		return nil, err
 	}
 	if err := makeOwnDir(&cfg, state); err != nil {
@@ -112,9 +113,11 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, cpu vmm.CPU, state [
 	}
 	defer stdout.Close()
 	spec.Stdout = stdout
-	if v.proc, err = launch.Start(ctx, spec); err != nil {
+	proc, err := launch.Start(ctx, spec)
+	if err != nil {
 		return nil, err
 	}
+	v.hold(proc)
 	return v, v.connect(ctx)
 }
 
@@ -152,7 +155,7 @@ func (d *Driver) attach(ctx context.Context, cfg *vmm.Config) (Disk, error) {
 	case cfg.DiskSocket != "":
 		return d.conf.Disks.Attach(ctx, d.attachment(cfg))
 	case cfg.DiskPath != "":
-		return pathDisk(cfg.DiskPath), resolve(&cfg.DiskPath)
+		return pathDisk(cfg.DiskPath), launch.Resolve(&cfg.DiskPath)
 	}
 	return nil, nil
 }
@@ -334,23 +337,22 @@ func isUnfit(message string) bool {
 
 // Reopen implements vmm.Driver. The VM goes on, whether this succeeds or not.
 func (d *Driver) Reopen(ctx context.Context, cfg vmm.Config, h vmm.Handle) (_ vmm.VM, err error) {
-	if h.Driver != Name {
-		return nil, fmt.Errorf("reopen: the VM belongs to the driver %q, not %q", h.Driver, Name)
+	proc, err := tether.Reopen(Name, h)
+	if err != nil {
+		return nil, fmt.Errorf("reopen: %w", err)
 	}
 	cpu := d.cpus.former()
 	if cfg.CPU != nil {
 		cpu = *cfg.CPU
 	}
 	v := d.newVM(cfg, cpu)
+	v.hold(proc)
 	defer func() {
 		if err != nil {
-			v.detach()
+			v.LetGo()
 			err = fmt.Errorf("reopen: %w", err)
 		}
 	}()
-	if v.proc, err = launch.Reopen(h.PID, h.StartTime); err != nil {
-		return nil, err
-	}
 	if err := v.openPipes(); err != nil {
 		return nil, err
 	}

@@ -72,6 +72,18 @@ func (s *Spec) check() error {
 	return nil
 }
 
+// Resolve follows the symbolic links of paths, in place: they lead nowhere in a room. Empty paths stay so.
+func Resolve(paths ...*string) (err error) {
+	for _, p := range paths {
+		if *p != "" {
+			if *p, err = filepath.EvalSymlinks(*p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Start starts a process. The context bounds the start alone.
 func Start(ctx context.Context, spec Spec) (*Process, error) {
 	if err := spec.check(); err != nil {

@@ -214,6 +214,21 @@ func (p *Process) Close() {
 	})
 }
 
+// AnonymousBytes is the memory that only this process has: RssAnon of /proc/PID/status.
+func (p *Process) AnonymousBytes() (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, errors.New("/proc/PID/status has no RssAnon")
+}
+
 // stat reads a process's start time, field 22 of /proc/PID/stat, and whether it has not ended yet.
 func stat(pid int) (start uint64, alive bool, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

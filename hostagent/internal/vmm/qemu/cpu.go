@@ -59,7 +59,7 @@ type processors struct {
 
 // askProcessors asks QEMU what the processors have.
 func askProcessors(conf Config, series string) (processors, error) {
-	p := processors{series: series, accel: conf.Accel, model: conf.model(), host: hostProcessor()}
+	p := processors{series: series, accel: conf.Accel, model: conf.model(), host: cpu.Host()}
 	ctx, cancel := context.WithTimeout(context.Background(), conf.Timeout)
 	defer cancel()
 	err := interview(ctx, conf, func(c *qmp.Client) error {
@@ -237,23 +237,4 @@ func (p *processors) fits(c vmm.CPU) error {
 		return fmt.Errorf("%w: its processor is %.200q, which is no model", vmm.ErrIncompatible, c.Model)
 	}
 	return nil
-}
-
-// hostProcessor is vendor, family, model and stepping of the host's processor.
-func hostProcessor() string {
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "unknown"
-	}
-	var parts []string
-	for _, line := range strings.Split(string(b), "\n") {
-		key, value, _ := strings.Cut(line, ":")
-		switch strings.TrimSpace(key) {
-		case "vendor_id", "cpu family", "model", "stepping":
-			parts = append(parts, strings.TrimSpace(value))
-		case "":
-			return strings.Join(parts, "-") // the first processor's is enough
-		}
-	}
-	return strings.Join(parts, "-")
 }

@@ -2,11 +2,7 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -20,18 +16,18 @@ func (v *VM) SaveDirty(ctx context.Context, w vmm.DirtyWriter) (int64, error) {
 		return 0, fmt.Errorf("save memory: %w without a pager", vmm.ErrUnsupported)
 	}
 	var n int64
-	err := v.alone(ctx, func() error {
+	err := v.Alone(ctx, func() error {
 		if _, err := v.stopped(ctx); err != nil {
 			return err
 		}
-		b := &batch{ctx: ctx, pid: v.proc.PID(), w: w}
+		b := &batch{ctx: ctx, pid: v.Process().PID(), w: w}
 		err := v.eachDirty(b.add)
 		if err == nil {
 			err = b.flush()
 		}
 		n = b.written
-		if err != nil && v.ends(ctx, err) {
-			return v.gone()
+		if err != nil && v.Ended(ctx, err) {
+			return v.Gone()
 		}
 		return err
 	})
@@ -43,14 +39,14 @@ func (v *VM) SaveDirty(ctx context.Context, w vmm.DirtyWriter) (int64, error) {
 
 // eachDirty calls fn for each range of dirty memory: at addr in the process, at off in the image.
 func (v *VM) eachDirty(fn func(addr uint64, off, length int64) error) error {
-	regions, err := pager.FindMapping(v.proc.PID(), v.cfg.Memory)
+	regions, err := pager.FindMapping(v.Process().PID(), v.cfg.Memory)
 	if err != nil {
 		return err
 	}
 	total := uint64(0)
 	for _, r := range regions {
 		total += r.Size
-		err := pager.DirtyPages(v.proc.PID(), r.Base, r.Size, func(off, length int64) error {
+		err := pager.DirtyPages(v.Process().PID(), r.Base, r.Size, func(off, length int64) error {
 			return fn(r.Base+uint64(off), int64(r.Offset)+off, length)
 		})
 		if err != nil {
@@ -58,7 +54,7 @@ func (v *VM) eachDirty(fn func(addr uint64, off, length int64) error) error {
 		}
 	}
 	if total != uint64(v.cfg.MemoryBytes) {
-		return fmt.Errorf("process %d maps %d bytes of its memory image privately, want %d", v.proc.PID(), total, v.cfg.MemoryBytes)
+		return fmt.Errorf("process %d maps %d bytes of its memory image privately, want %d", v.Process().PID(), total, v.cfg.MemoryBytes)
 	}
 	return nil
 }
@@ -126,30 +122,16 @@ func (b *batch) flush() error {
 	return nil
 }
 
-// privateBytes counts dirty pages; without a pager, all that the process has to itself.
-func (v *VM) privateBytes() (int64, error) {
-	if v.cfg.PagerSocket == "" {
-		return anonymousBytes(v.proc.PID())
-	}
-	var n int64
-	err := v.eachDirty(func(_ uint64, _, length int64) error {
-		n += length
-		return nil
-	})
-	return n, err
-}
-
-// anonymousBytes reads RssAnon of /proc/PID/status.
-func anonymousBytes(pid int) (int64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for _, line := range strings.Split(string(b), "\n") {
-		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return kib << 10, err
+// PrivateBytes implements vmm.VM. It counts dirty pages; without a pager, all that the process has to itself.
+func (v *VM) PrivateBytes() (int64, error) {
+	return v.Measure(func() (n int64, err error) {
+		if v.cfg.PagerSocket == "" {
+			return v.Process().AnonymousBytes()
 		}
-	}
-	return 0, errors.New("/proc/PID/status has no RssAnon")
+		err = v.eachDirty(func(_ uint64, _, length int64) error {
+			n += length
+			return nil
+		})
+		return n, err
+	})
 }

@@ -10,11 +10,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"sync"
 	"time"
 
 	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/launch"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/tether"
 )
 
 // Name is the driver's name.
@@ -45,9 +46,7 @@ type Driver struct {
 	cpus processors
 	// userfaultfd is /dev/userfaultfd, which VMMs inherit; nil without Preload.
 	userfaultfd *os.File
-
-	mu  sync.Mutex // guards vms
-	vms map[*VM]struct{}
+	fleet       tether.Fleet
 }
 
 var _ vmm.Driver = (*Driver)(nil)
@@ -67,7 +66,7 @@ func New(conf Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{conf: conf, vms: map[*VM]struct{}{}}
+	d := &Driver{conf: conf}
 	if d.cpus, err = askProcessors(conf, series(version)); err != nil {
 		return nil, err
 	}
@@ -106,7 +105,7 @@ func (c *Config) fill() (err error) {
 	}
 	if c.Preload != "" {
 		if c.Preload, err = filepath.Abs(c.Preload); err == nil {
-			err = resolve(&c.Preload)
+			err = launch.Resolve(&c.Preload)
 		}
 		if err != nil {
 			return fmt.Errorf("the preloaded object: %w", err)
@@ -140,15 +139,7 @@ func (d *Driver) CPU(baseline []string) vmm.CPU { return d.cpus.boot(baseline) }
 
 // Close lets go of all VMs, which live on: a later agent can reopen them. No VM may be used afterwards.
 func (d *Driver) Close() error {
-	d.mu.Lock()
-	list := make([]*VM, 0, len(d.vms))
-	for v := range d.vms {
-		list = append(list, v)
-	}
-	d.mu.Unlock()
-	for _, v := range list {
-		v.detach()
-	}
+	d.fleet.Close()
 	if d.userfaultfd != nil {
 		return d.userfaultfd.Close()
 	}
@@ -156,32 +147,12 @@ func (d *Driver) Close() error {
 }
 
 func (d *Driver) check(cfg *vmm.Config) error {
-	var errs []error
-	bad := func(field, format string, args ...any) {
-		errs = append(errs, fmt.Errorf(field+": "+format, args...))
-	}
-	if cfg.VCPUs < 1 || cfg.VCPUs > d.caps.MaxVCPUs {
-		bad("VCPUs", "must be 1 to %d, got %d", d.caps.MaxVCPUs, cfg.VCPUs)
-	}
-	if cfg.MemoryBytes < 16<<20 || cfg.MemoryBytes%(1<<20) != 0 {
-		bad("MemoryBytes", "must be a multiple of 1 MiB and at least 16 MiB, got %d", cfg.MemoryBytes)
-	}
-	if cfg.DiskSocket != "" && cfg.DiskPath != "" {
-		bad("DiskSocket, DiskPath", "only one of them can be the disk")
-	}
-	if (cfg.TapName == "") != (cfg.MAC == "") {
-		bad("TapName, MAC", "go together, got %q and %q", cfg.TapName, cfg.MAC)
-	}
+	errs := []error{cfg.Check(d.caps.MaxVCPUs)}
 	if cfg.PagerSocket != "" && cfg.Memory == nil {
-		bad("Memory", "must be given with PagerSocket")
+		errs = append(errs, errors.New("Memory: must be given with PagerSocket"))
 	}
 	if cfg.PagerSocket != "" && d.conf.Preload == "" {
-		bad("PagerSocket", "this driver was made without the preloaded object, %w", vmm.ErrUnsupported)
-	}
-	for field, path := range map[string]string{"RunDir": cfg.RunDir, "ConsolePath": cfg.ConsolePath} {
-		if !filepath.IsAbs(path) {
-			bad(field, "must be an absolute path, got %q", path)
-		}
+		errs = append(errs, fmt.Errorf("PagerSocket: this driver was made without the preloaded object, %w", vmm.ErrUnsupported))
 	}
 	return errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/statefile"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/tether"
 )
 
 // prepare makes QEMU's migration fit for state files, once for each process.
@@ -37,7 +38,7 @@ func (v *VM) SaveState(ctx context.Context, path string) error {
 	if v.cfg.PagerSocket == "" {
 		return fmt.Errorf("save state: %w without a pager", vmm.ErrUnsupported)
 	}
-	err := v.alone(ctx, func() error {
+	err := v.Alone(ctx, func() error {
 		stream, err := v.stream(ctx)
 		if err != nil {
 			return err
@@ -80,7 +81,7 @@ func (v *VM) stream(ctx context.Context) ([]byte, error) {
 
 // settle waits until QEMU has left its migration behind: it tells that the migration is complete a moment before it would go on.
 func (v *VM) settle(ctx context.Context) error {
-	ctx, cancel := v.bounded(ctx)
+	ctx, cancel := v.Bounded(ctx)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -92,14 +93,14 @@ func (v *VM) settle(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return slow(ctx, fmt.Errorf("QEMU does not end its migration: %w", context.Cause(ctx)))
+			return tether.Slow(ctx, fmt.Errorf("QEMU does not end its migration: %w", context.Cause(ctx)))
 		}
 	}
 }
 
 // migrate has QEMU write its state to a file or read it from one, and returns when it has.
 func (v *VM) migrate(ctx context.Context, command string, stream *os.File) error {
-	ctx, cancel := v.bounded(ctx)
+	ctx, cancel := v.Bounded(ctx)
 	defer cancel()
 	for len(v.migration) > 0 {
 		<-v.migration // of an earlier one
@@ -109,7 +110,7 @@ func (v *VM) migrate(ctx context.Context, command string, stream *os.File) error
 		err = v.client.Do(ctx, command, map[string]string{"uri": "fd:state"}, nil)
 	}
 	if err != nil {
-		return v.explain(ctx, err)
+		return v.Explain(ctx, err)
 	}
 	for {
 		select {
@@ -120,10 +121,10 @@ func (v *VM) migrate(ctx context.Context, command string, stream *os.File) error
 			case "failed", "cancelled":
 				return v.failedMigration(ctx, status)
 			}
-		case <-v.done:
-			return v.gone()
+		case <-v.Done():
+			return v.Gone()
 		case <-ctx.Done():
-			return slow(ctx, fmt.Errorf("QEMU does not get done with %s: %w", command, context.Cause(ctx)))
+			return tether.Slow(ctx, fmt.Errorf("QEMU does not get done with %s: %w", command, context.Cause(ctx)))
 		}
 	}
 }

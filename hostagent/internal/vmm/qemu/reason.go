@@ -13,21 +13,19 @@ import (
 )
 
 // reason puts an end in a sentence.
-func (v *VM) reason(e vmm.Exit) string {
+func (v *VM) reason(e vmm.Exit) vmm.Exit {
 	v.mu.Lock()
 	shutdown := v.shutdown
 	v.mu.Unlock()
-	text := e.Reason
 	if e.Code == 0 {
-		text = guestReason(shutdown, v.panicLine())
-		if text == "" {
-			text = e.Reason
+		if text := guestReason(shutdown, v.panicLine()); text != "" {
+			e.Reason = text
 		}
 	}
-	if words := v.proc.Words(); words != "" {
-		text += fmt.Sprintf("; its last words: %q", lastLines(words, 3))
+	if words := v.Process().Words(); words != "" {
+		e.Reason += fmt.Sprintf("; its last words: %q", lastLines(words, 3))
 	}
-	return text
+	return e
 }
 
 // guestReason says what a guest did to make QEMU end in good order.

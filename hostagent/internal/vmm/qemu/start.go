@@ -12,6 +12,7 @@ import (
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/launch"
+	"github.com/coveyhq/covey/hostagent/internal/vmm/tether"
 	"github.com/coveyhq/covey/hostagent/preload"
 )
 
@@ -25,7 +26,7 @@ func (d *Driver) Boot(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
 		return nil, fmt.Errorf("boot: %w", err)
 	}
 	if err := v.Cont(ctx); err != nil {
-		v.discard()
+		v.Discard()
 		return nil, fmt.Errorf("boot: %w", err)
 	}
 	return v, nil
@@ -46,7 +47,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, statePath string) 
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	if err := v.load(ctx, state); err != nil {
-		v.discard()
+		v.Discard()
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	return v, nil
@@ -57,7 +58,7 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, cpu vmm.CPU, restore
 	if err := d.check(&cfg); err != nil {
 		return nil, err
 	}
-	if err := resolve(&cfg.Kernel, &cfg.Initrd); err != nil {
+	if err := launch.Resolve(&cfg.Kernel, &cfg.Initrd); err != nil {
 		return nil, err
 	}
 	f := &files{}
@@ -72,29 +73,15 @@ func (d *Driver) start(ctx context.Context, cfg vmm.Config, cpu vmm.CPU, restore
 	}
 	// With QEMU's copy the only one, the socket is refused as soon as QEMU ends.
 	f.close()
-	v, err := d.connect(ctx, cfg, cpu, proc, controlSocket(cfg.RunDir), f.consoleStart)
-	if err != nil {
-		kill(proc)
-		proc.Close()
-		return nil, err
+	v := d.newVM(cfg, cpu, proc, controlSocket(cfg.RunDir), f.consoleStart)
+	if err = v.connect(ctx); err == nil {
+		err = v.prepare(ctx)
 	}
-	if err := v.prepare(ctx); err != nil {
-		v.discard()
+	if err != nil {
+		v.Discard()
 		return nil, err
 	}
 	return v, nil
-}
-
-// resolve follows symbolic links, which lead nowhere in QEMU's room.
-func resolve(paths ...*string) (err error) {
-	for _, p := range paths {
-		if *p != "" {
-			if *p, err = filepath.EvalSymlinks(*p); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // files are what QEMU is to inherit, in order, and what must be closed once it has.
@@ -181,10 +168,7 @@ func (d *Driver) binds(cfg *vmm.Config, restore bool) []launch.Bind {
 
 // Reopen implements vmm.Driver. The VM goes on, whether this succeeds or not.
 func (d *Driver) Reopen(ctx context.Context, cfg vmm.Config, h vmm.Handle) (vmm.VM, error) {
-	if h.Driver != Name {
-		return nil, fmt.Errorf("reopen: the VM belongs to the driver %q, not %q", h.Driver, Name)
-	}
-	proc, err := launch.Reopen(h.PID, h.StartTime)
+	proc, err := tether.Reopen(Name, h)
 	if err != nil {
 		return nil, fmt.Errorf("reopen: %w", err)
 	}
@@ -192,9 +176,9 @@ func (d *Driver) Reopen(ctx context.Context, cfg vmm.Config, h vmm.Handle) (vmm.
 	if cfg.CPU != nil {
 		cpu = *cfg.CPU
 	}
-	v, err := d.connect(ctx, cfg, cpu, proc, h.Control, 0)
-	if err != nil {
-		proc.Close()
+	v := d.newVM(cfg, cpu, proc, h.Control, 0)
+	if err := v.connect(ctx); err != nil {
+		v.LetGo()
 		return nil, fmt.Errorf("reopen: %w", err)
 	}
 	return v, nil
