@@ -200,3 +200,18 @@ func BenchmarkChoose(b *testing.B) {
 		})
 	}
 }
+
+func TestAHostThatHasBecomeAnotherIsFoundAnewByRequestsOfAKindThatCameBefore(t *testing.T) {
+	f, rnd := NewFleet(), rand.New(rand.NewPCG(1, 2))
+	room := Resources{8, 8192, 8192, 8}
+	r := &Request{SandboxID: "sb_1", Resources: Resources{1, 1, 1, 1}, Machine: "m2", CPUFeatures: []string{"avx"}}
+	for _, x := range []struct {
+		machines, features []string
+		fits               bool
+	}{{[]string{"m1"}, []string{"avx"}, false}, {[]string{"m1", "m2"}, []string{"avx"}, true}, {[]string{"m2"}, nil, false}, {nil, []string{"avx"}, true}} {
+		f.Put(&Host{ID: "a", State: Ready, Capacity: room, Machines: x.machines, CPUFeatures: x.features})
+		if _, ok := Choose(f.View(), r, rnd); ok != x.fits {
+			t.Errorf("with machines %v and features %v it fits: %v", x.machines, x.features, ok)
+		}
+	}
+}

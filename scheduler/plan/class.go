@@ -12,6 +12,7 @@ const maxClasses = 256
 // class is the hosts that pass the filters on what rarely changes, for requests that ask for the same of it.
 type class struct {
 	driver   string
+	machine  string
 	features []string
 	labels   map[string]string
 
@@ -22,7 +23,7 @@ type class struct {
 
 // admits tells whether a host is of the class.
 func (c *class) admits(h *Host) bool {
-	return h.drives(c.driver) && h.labelled(c.labels) && h.features(c.features)
+	return h.drives(c.driver) && h.loads(c.machine) && h.labelled(c.labels) && h.features(c.features)
 }
 
 // put notes whether a row is of the class.
@@ -35,14 +36,14 @@ func (c *class) put(row int32, is bool) {
 
 // is tells whether a request asks for what the class is made for.
 func (c *class) is(r *Request) bool {
-	return c.driver == r.Driver && slices.Equal(c.features, r.CPUFeatures) && maps.Equal(c.labels, r.Labels)
+	return c.driver == r.Driver && c.machine == r.Machine && slices.Equal(c.features, r.CPUFeatures) && maps.Equal(c.labels, r.Labels)
 }
 
 var seed = maphash.MakeSeed()
 
 // key is a hash of what a request asks for; that of labels does not depend on their order.
 func key(r *Request) uint64 {
-	k := maphash.String(seed, r.Driver)
+	k := maphash.String(seed, r.Driver)*0x9E3779B97F4A7C15 + maphash.String(seed, r.Machine)
 	for _, f := range r.CPUFeatures {
 		k = k*0x9E3779B97F4A7C15 + maphash.String(seed, f)
 	}
@@ -60,7 +61,7 @@ func (v *View) class(r *Request) *class {
 		if len(v.classes) >= maxClasses {
 			clear(v.classes)
 		}
-		c = &class{driver: r.Driver, features: slices.Clone(r.CPUFeatures), labels: maps.Clone(r.Labels), stale: true}
+		c = &class{driver: r.Driver, machine: r.Machine, features: slices.Clone(r.CPUFeatures), labels: maps.Clone(r.Labels), stale: true}
 		for row, h := range v.hosts {
 			if h != nil && c.admits(h) {
 				c.rows.set(int32(row), true)

@@ -3,8 +3,8 @@
 // A Fleet is what is known of all hosts. At one moment it is a View, which nothing here changes: Choose and Explain read a View and a Request and
 // return what they found. A host fits a request if it passes every filter; a score orders those that fit.
 //
-//   - Filters: the host is ready (not lost, cordoned or draining), is the one asked for and none that refused, has the labels, the CPU features and the
-//     driver, and has room in every resource.
+//   - Filters: the host is ready (not lost, cordoned or draining), is the one asked for and none that refused, has the labels, the driver, the machine model and the
+//     CPU features that the snapshot needs, and has room in every resource.
 //   - Scores: the snapshot's data is there already; how loaded the host would be in its scarcest resource; whether CPU and memory would be used up evenly,
 //     so that neither is left over without the other; and above all, for requests with a spread key, how few of the same key are there and in its zone.
 //

@@ -83,12 +83,12 @@ func (p *pick) verdict(row int32) Verdict {
 		return w
 	}
 	g := p.rate(row)
-	w.Fits, w.Score, w.Reasons = true, g.total(), g.sentences(p.r)
+	w.Fits, w.Score, w.Reasons = true, g.total(), g.sentences(p.r, h)
 	return w
 }
 
 // sentences are what counts for a host, to follow "it".
-func (g rating) sentences(r *Request) []string {
+func (g rating) sentences(r *Request, h *Host) []string {
 	var out []string
 	if r.SnapshotID != "" {
 		if g.cached {
@@ -100,6 +100,9 @@ func (g rating) sentences(r *Request) []string {
 	out = append(out, fmt.Sprintf("would be %.0f%% full (%s)", 100*g.load, g.scarcest))
 	if g.spreads {
 		out = append(out, fmt.Sprintf("has %d of the same spread key, its zone %d", g.onHost, g.inZone))
+	}
+	if r.KernelID != "" && h.KernelID != "" && r.KernelID != h.KernelID {
+		out = append(out, "would boot another kernel if the snapshot's disk alone were asked for")
 	}
 	return out
 }
@@ -119,6 +122,7 @@ var filters = []filter{
 	{"not the one that was asked for", (*pick).another, (*pick).sayAnother, true},
 	{"without the labels", (*pick).lacksLabels, (*pick).sayLabels, true},
 	{"without the driver", (*pick).lacksDriver, (*pick).sayDriver, true},
+	{"without the machine model", (*pick).lacksMachine, (*pick).sayMachine, true},
 	{"without the CPU features", (*pick).lacksFeatures, (*pick).sayFeatures, true},
 	standing(Lost), standing(Cordoned), standing(Draining),
 	{"among those that have refused", (*pick).excluded, (*pick).sayExcluded, false},
@@ -158,6 +162,16 @@ func (p *pick) sayDriver(row int32) string {
 	return fmt.Sprintf("has no driver %s, only %s", p.r.Driver, strings.Join(p.v.hosts[row].Drivers, ", "))
 }
 
+// lacksMachine leaves hosts without the driver to the filter before it.
+func (p *pick) lacksMachine(row int32) bool {
+	return !p.v.hosts[row].loads(p.r.Machine) && !p.lacksDriver(row)
+}
+
+func (p *pick) sayMachine(row int32) string {
+	h := p.v.hosts[row]
+	return fmt.Sprintf("restores %s machine %s, the snapshot needs %s", strings.Join(h.Drivers, ", "), strings.Join(h.Machines, ", "), p.r.Machine)
+}
+
 func (p *pick) lacksFeatures(row int32) bool { return !p.v.hosts[row].features(p.r.CPUFeatures) }
 
 func (p *pick) sayFeatures(row int32) string {
@@ -167,7 +181,7 @@ func (p *pick) sayFeatures(row int32) string {
 			lacks = append(lacks, f)
 		}
 	}
-	return "lacks CPU features " + strings.Join(lacks, ", ")
+	return "lacks " + strings.Join(lacks, ", ")
 }
 
 func (p *pick) sayExcluded(int32) string { return "has refused it already" }

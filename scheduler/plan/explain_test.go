@@ -92,6 +92,10 @@ func parseHost(t *testing.T, line string) *Host {
 			h.CPUFeatures = strings.Split(v, ",")
 		case k == "driver":
 			h.Drivers = strings.Split(v, ",")
+		case k == "machine":
+			h.Machines = strings.Split(v, ",")
+		case k == "kernel":
+			h.KernelID = v
 		case k == "has":
 			h.Snapshots = strings.Split(v, ",")
 		case k == "state":
@@ -131,6 +135,10 @@ func parseRequest(t *testing.T, d *datadriven.TestData) *Request {
 			r.CPUFeatures = a.Vals
 		case a.Key == "driver":
 			r.Driver = v
+		case a.Key == "machine":
+			r.Machine = v
+		case a.Key == "kernel":
+			r.KernelID = v
 		case a.Key == "host":
 			r.HostID = v
 		case a.Key == "exclude":

@@ -180,7 +180,7 @@ func (f *Fleet) Count(row int, spreadKey string, by int) { f.view.count(row, spr
 
 // sameKind tells whether two accounts of a host are in the same classes.
 func sameKind(a, b *Host) bool {
-	if len(a.Labels) != len(b.Labels) || !slices.Equal(a.CPUFeatures, b.CPUFeatures) || !slices.Equal(a.Drivers, b.Drivers) {
+	if len(a.Labels) != len(b.Labels) || !slices.Equal(a.CPUFeatures, b.CPUFeatures) || !slices.Equal(a.Drivers, b.Drivers) || !slices.Equal(a.Machines, b.Machines) {
 		return false
 	}
 	for k, x := range a.Labels {

@@ -62,7 +62,15 @@ type Host struct {
 	Capacity, Used Resources
 	Running        int
 	Labels         map[string]string
-	CPUFeatures    []string // sorted
+	CPUFeatures    []string // that guests there can have; sorted
+	// Machines are the machine models whose states load there; none: it does not say, and any may.
+	Machines   []string
+	VMMVersion string
+	// KernelID names the kernel that it boots guests with.
+	KernelID string
+	// Baseline is the CPU baseline that it says holds there, BaselineGeneration that of the mesh's baselines when it heard of it.
+	Baseline           []string
+	BaselineGeneration int64
 	// Drivers are VMM drivers with their accelerators, like "qemu/tcg".
 	Drivers []string
 	// Snapshots are those whose data it has; sorted.
@@ -76,6 +84,8 @@ type Request struct {
 	SnapshotID  string            // hosts that have it are better; may be empty
 	CPUFeatures []string          // that the host's CPU must have
 	Driver      string            // "qemu" or "qemu/tcg"; empty means any
+	Machine     string            // model whose states must load there; empty means any
+	KernelID    string            // that the snapshot was booted from; only told, as its memory has the kernel
 	Labels      map[string]string // that the host must have
 	HostID      string            // only this host, if not empty
 	Exclude     []string          // hosts that have refused
@@ -93,6 +103,11 @@ func (h *Host) drives(driver string) bool {
 		}
 	}
 	return false
+}
+
+// loads tells whether states of a machine model load on a host.
+func (h *Host) loads(machine string) bool {
+	return machine == "" || len(h.Machines) == 0 || slices.Contains(h.Machines, machine)
 }
 
 // labelled tells whether a host has labels.

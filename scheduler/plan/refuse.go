@@ -9,7 +9,7 @@ import (
 type NoHostError struct {
 	// Asked is what was asked for; Free is the most that is left of each resource on any host that is otherwise suitable.
 	Asked, Free Resources
-	// Hopeless: waiting will not help, as every host lacks what does not change: labels, driver, CPU features, or being the one asked for.
+	// Hopeless: waiting will not help, as every host lacks what does not change: labels, driver, machine model, CPU features, or being the one asked for.
 	Hopeless bool
 	message  string
 }
@@ -46,6 +46,13 @@ func Refuse(v *View, r *Request) *NoHostError {
 		if v.Len() > 0 {
 			e.message = fmt.Sprintf("%s: host %s, which was asked for, is not known", b.String(), r.HostID)
 		}
+		return e
+	}
+	if row, known := v.byID[r.HostID]; known {
+		if p.first(row) >= 0 {
+			fmt.Fprintf(&b, ": %s, which was asked for, %s", r.HostID, strings.Join(p.verdict(row).Reasons, "; "))
+		}
+		e.message = b.String()
 		return e
 	}
 	sep := fmt.Sprintf(": of %s ", plural(v.Len(), "host"))

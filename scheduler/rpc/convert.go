@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	"github.com/coveyhq/covey/scheduler/baseline"
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/scheduler/plan"
 	"github.com/coveyhq/covey/services/chassis/apierr"
@@ -49,6 +50,7 @@ func toRequest(field string, p *schedulerv1.PlaceRequest) (*plan.Request, error)
 	r.Slots = max(r.Slots, 1)
 	return &plan.Request{
 		SandboxID: p.GetSandboxId(), Resources: r, SnapshotID: p.GetSnapshotId(), CPUFeatures: p.GetCpuFeatures(), Driver: p.GetVmm(),
+		Machine: p.GetMachine(), KernelID: p.GetKernelId(),
 		Labels: p.GetHostLabels(), HostID: p.GetHostId(), Exclude: p.GetExcludeHostIds(), SpreadKey: spreadKey(p),
 	}, nil
 }
@@ -85,6 +87,8 @@ func toHost(p *schedulerv1.Host) (*plan.Host, error) {
 	h := &plan.Host{
 		ID: p.GetId(), Address: p.GetAddress(), Zone: p.GetZone(), Version: p.GetVersion(), State: plan.Ready, Capacity: capacity, Used: used,
 		Running: int(p.GetRunning()), Labels: p.GetLabels(), CPUFeatures: p.GetCpuFeatures(), Drivers: p.GetDrivers(), Snapshots: p.GetCachedSnapshots(),
+		Machines: p.GetMachines(), VMMVersion: p.GetVmmVersion(), KernelID: p.GetKernelId(), Baseline: p.GetCpuBaseline().GetFeatures(),
+		BaselineGeneration: p.GetCpuBaseline().GetGeneration(),
 	}
 	switch p.GetState() {
 	case schedulerv1.HostState_HOST_STATE_CORDONED:
@@ -101,5 +105,11 @@ func fromStatus(s book.Status) *schedulerv1.Host {
 		Id: s.ID, Address: s.Address, State: states[s.State], Capacity: fromResources(s.Capacity), Used: fromResources(s.Used),
 		Running: uint32(s.Running), Labels: maps.Clone(s.Labels), CpuFeatures: slices.Clone(s.CPUFeatures), Drivers: slices.Clone(s.Drivers),
 		CachedSnapshots: slices.Clone(s.Snapshots), HeartbeatTime: timestamppb.New(s.Heard), Zone: s.Zone, Version: s.Version,
+		Machines: slices.Clone(s.Machines), VmmVersion: s.VMMVersion, KernelId: s.KernelID,
+		CpuBaseline: &schedulerv1.CpuBaseline{Features: slices.Clone(s.Baseline), Generation: s.BaselineGeneration},
 	}
+}
+
+func fromBaseline(b baseline.Baseline) *schedulerv1.CpuBaseline {
+	return &schedulerv1.CpuBaseline{Label: b.Label, Features: slices.Clone(b.Features), Generation: b.Generation}
 }

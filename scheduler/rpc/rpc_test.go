@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	"github.com/coveyhq/covey/scheduler/baseline"
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/scheduler/cordon"
 	"github.com/coveyhq/covey/scheduler/rpc"
@@ -37,7 +38,7 @@ func newScheduler(t *testing.T, timing book.Timing) *scheduler {
 		t.Fatal(err)
 	}
 	b := book.New(book.Config{Timing: timing, Log: d.Log()})
-	s := rpc.Register(d.Server(), b, cordon.NewStore(nil, b), d.Draining())
+	s := rpc.Register(d.Server(), b, cordon.NewStore(nil, b), baseline.NewStore(nil, d.Log()), d.Draining())
 	if err := d.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -274,5 +275,44 @@ func TestHeartbeatsEndWhenTheSchedulerDoes(t *testing.T) {
 	}
 	if d := time.Since(began); d > 4*time.Second {
 		t.Errorf("the scheduler took %s to end", d)
+	}
+}
+
+func TestABaselineReachesHostsAtOnceAndIsShownAndLifted(t *testing.T) {
+	s := newScheduler(t, started)
+	essential := strings.Fields("apic cmov cx8 fpu fxsr lm mmx msr nx pae pge pse sse sse2 syscall tsc")
+	a, b := host("a"), host("b")
+	a.CpuFeatures, b.CpuFeatures = append([]string{"avx2", "aes"}, essential...), append([]string{"aes"}, essential...)
+	st := s.stream()
+	s.beat(st, a)
+	s.beat(s.stream(), b)
+	ctx := within(t)
+	_, err := s.hosts.SetBaseline(ctx, &schedulerv1.SetBaselineRequest{Label: "pool=a", Features: append([]string{"avx2"}, essential...)})
+	if status.Code(err) != codes.InvalidArgument || apierr.Info(err).GetMetadata()["field"] != "features" || !strings.Contains(err.Error(), "b lacks avx2") {
+		t.Errorf("what b lacks: %v", err)
+	}
+	set, err := s.hosts.SetBaseline(ctx, &schedulerv1.SetBaselineRequest{Label: "pool=a", Common: true})
+	if err != nil || slices.Contains(set.GetBaseline().GetFeatures(), "avx2") || !slices.Contains(set.GetBaseline().GetFeatures(), "aes") {
+		t.Fatalf("got %v, %v", set, err)
+	}
+	told, err := st.Recv() // without another heartbeat
+	if err != nil || !slices.Equal(told.GetCpuBaseline().GetFeatures(), set.GetBaseline().GetFeatures()) || told.GetCpuBaseline().GetGeneration() != set.GetBaseline().GetGeneration() {
+		t.Fatalf("the host is told %v, %v", told, err)
+	}
+	a.CpuBaseline = told.GetCpuBaseline()
+	s.beat(st, a)
+	got, err := s.hosts.GetBaseline(ctx, &schedulerv1.GetBaselineRequest{Label: "pool=a"})
+	if err != nil || len(got.GetHosts()) != 2 || !slices.Equal(got.GetHosts()[0].GetBeyondFeatures(), []string{"avx2"}) || slices.Contains(got.GetHosts()[0].GetGuestFeatures(), "avx2") ||
+		!slices.Equal(got.GetCommonFeatures(), set.GetBaseline().GetFeatures()) || got.GetBaseline().GetGeneration() != set.GetBaseline().GetGeneration() {
+		t.Errorf("it is shown as %v, %v", got, err)
+	}
+	if _, err := s.hosts.ClearBaseline(ctx, &schedulerv1.ClearBaselineRequest{Label: "pool=a"}); err != nil {
+		t.Fatal(err)
+	}
+	if told, err = st.Recv(); err != nil || told.GetCpuBaseline() == nil || len(told.GetCpuBaseline().GetFeatures()) > 0 || told.GetCpuBaseline().GetGeneration() <= set.GetBaseline().GetGeneration() {
+		t.Errorf("after it was lifted the host is told %v, %v", told, err)
+	}
+	if _, err := s.hosts.ClearBaseline(ctx, &schedulerv1.ClearBaselineRequest{Label: "nonsense"}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a label that is none: %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	"github.com/coveyhq/covey/scheduler/baseline"
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/scheduler/plan"
 	"github.com/coveyhq/covey/services/chassis/apierr"
@@ -20,19 +21,30 @@ type Cordons interface {
 	Set(ctx context.Context, hostID string, cordoned bool) error
 }
 
+// Baselines remembers the CPU baselines of pools.
+type Baselines interface {
+	// Get is a pool's, For what holds for a host, where that is known.
+	Get(label string) (baseline.Baseline, bool)
+	For(labels map[string]string) (b baseline.Baseline, known bool)
+	Set(ctx context.Context, b baseline.Baseline) (baseline.Baseline, error)
+	// Changed is closed with the next change.
+	Changed() <-chan struct{}
+}
+
 // Server serves both services of covey.scheduler.v1.
 type Server struct {
 	schedulerv1.UnimplementedSchedulerServiceServer
 	schedulerv1.UnimplementedHostsServiceServer
-	book     *book.Book
-	cordons  Cordons
-	draining <-chan struct{}
-	readers  sync.WaitGroup
+	book      *book.Book
+	cordons   Cordons
+	baselines Baselines
+	draining  <-chan struct{}
+	readers   sync.WaitGroup
 }
 
 // Register adds the services to a server. Heartbeat streams end when draining is closed.
-func Register(r grpc.ServiceRegistrar, b *book.Book, c Cordons, draining <-chan struct{}) *Server {
-	s := &Server{book: b, cordons: c, draining: draining}
+func Register(r grpc.ServiceRegistrar, b *book.Book, c Cordons, baselines Baselines, draining <-chan struct{}) *Server {
+	s := &Server{book: b, cordons: c, baselines: baselines, draining: draining}
 	schedulerv1.RegisterSchedulerServiceServer(r, s)
 	schedulerv1.RegisterHostsServiceServer(r, s)
 	return s
@@ -105,10 +117,24 @@ func (s *Server) Heartbeat(stream beats) error {
 	failed := make(chan error, 1)
 	// Recv returns at the latest when this handler has, so that the server waits for the reader and not the handler.
 	s.readers.Go(func() { failed <- read(stream, in) })
+	var last answer
 	for {
+		changed := s.baselines.Changed()
 		select {
 		case p := <-in:
-			if err := s.beat(stream, p); err != nil {
+			h, err := toHost(p.GetHost())
+			if err != nil {
+				return err
+			}
+			last = answer{h.Labels, s.book.Beat(h, p.GetSandboxIds())}
+			if err := s.send(stream, last); err != nil {
+				return err
+			}
+		case <-changed:
+			if last.state == plan.Gone {
+				continue // It has not said yet who it is.
+			}
+			if err := s.send(stream, last); err != nil {
 				return err
 			}
 		case err := <-failed:
@@ -137,11 +163,16 @@ func read(stream beats, in chan<- *schedulerv1.HeartbeatRequest) error {
 	}
 }
 
-func (s *Server) beat(stream beats, p *schedulerv1.HeartbeatRequest) error {
-	h, err := toHost(p.GetHost())
-	if err != nil {
-		return err
+// answer is what a host is told: by its heartbeat, and again when a baseline changes.
+type answer struct {
+	labels map[string]string
+	state  plan.State
+}
+
+func (s *Server) send(stream beats, a answer) error {
+	r := &schedulerv1.HeartbeatResponse{State: states[a.state]}
+	if b, known := s.baselines.For(a.labels); known {
+		r.CpuBaseline = fromBaseline(b)
 	}
-	state := s.book.Beat(h, p.GetSandboxIds())
-	return stream.Send(&schedulerv1.HeartbeatResponse{State: states[state]})
+	return stream.Send(r)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/coveyhq/covey/scheduler/baseline"
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/scheduler/cordon"
 	"github.com/coveyhq/covey/scheduler/rpc"
@@ -16,10 +17,11 @@ const hostService = "covey-host"
 
 // Main is one running schedulerd.
 type Main struct {
-	daemon  *chassis.Daemon
-	book    *book.Book
-	cordons *cordon.Store
-	server  *rpc.Server
+	daemon    *chassis.Daemon
+	book      *book.Book
+	cordons   *cordon.Store
+	baselines *baseline.Store
+	server    *rpc.Server
 }
 
 // newMain makes everything and listens to nothing yet. run must be called, which also releases it.
@@ -30,7 +32,8 @@ func newMain(c Config) (*Main, error) {
 	}
 	m := &Main{daemon: d, book: book.New(book.Config{Timing: c.Timing, Log: d.Log(), AwaitCordons: d.Consul() != nil})}
 	m.cordons = cordon.NewStore(d.Consul(), m.book)
-	m.server = rpc.Register(d.Server(), m.book, m.cordons, d.Draining())
+	m.baselines = baseline.NewStore(d.Consul(), d.Log())
+	m.server = rpc.Register(d.Server(), m.book, m.cordons, m.baselines, d.Draining())
 	return m, nil
 }
 
@@ -40,6 +43,7 @@ func (m *Main) run(ctx context.Context) error {
 	var work sync.WaitGroup
 	work.Go(func() { m.book.Run(working) })
 	work.Go(func() { m.cordons.Run(working) })
+	work.Go(func() { m.baselines.Run(working) })
 	work.Go(func() { m.daemon.Watch(working, hostService, m.checks) })
 	m.daemon.Defer(func() error {
 		stop()

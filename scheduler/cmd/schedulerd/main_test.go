@@ -90,7 +90,8 @@ func beat(ctx context.Context, c *grpc.ClientConn, id, addr string) {
 		for err == nil {
 			err = st.Send(&schedulerv1.HeartbeatRequest{Host: &schedulerv1.Host{
 				Id: id, Address: addr, State: schedulerv1.HostState_HOST_STATE_READY, Drivers: []string{"qemu/tcg"},
-				Capacity: &schedulerv1.Resources{Vcpus: 8, MemoryMb: 8192, DiskMb: 8192, Slots: 8},
+				Capacity:    &schedulerv1.Resources{Vcpus: 8, MemoryMb: 8192, DiskMb: 8192, Slots: 8},
+				CpuFeatures: strings.Fields("apic cmov cx8 fpu fxsr lm mmx msr nx pae pge pse sse sse2 syscall tsc"),
 			}})
 			if err == nil {
 				_, err = st.Recv()
@@ -192,6 +193,49 @@ func TestSchedulersShareHostsAndCordons(t *testing.T) {
 	}
 	startHost(t, c.Addr, "b")
 	first.until("a=READY b=READY")
+}
+
+func TestSchedulersShareBaselinesAndOneThatStartsKnowsThem(t *testing.T) {
+	c := consultest.Start(t)
+	addr1, _ := start(t, c.Addr)
+	first := look(t, addr1)
+	startHost(t, c.Addr, "a")
+	first.until("a=READY")
+	set, err := first.hosts.SetBaseline(t.Context(), &schedulerv1.SetBaselineRequest{Common: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr2, _ := start(t, c.Addr)
+	second := look(t, addr2)
+	second.until("a=READY")
+	second.untilBaseline(set.GetBaseline().GetGeneration())
+	if _, err := second.hosts.ClearBaseline(t.Context(), &schedulerv1.ClearBaselineRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	first.untilBaseline(0)
+}
+
+// untilBaseline waits until the baseline of all hosts is of a generation; 0: until there is none.
+func (v view) untilBaseline(generation int64) {
+	v.t.Helper()
+	ctx, cancel := context.WithTimeout(v.t.Context(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		got, err := v.hosts.GetBaseline(ctx, &schedulerv1.GetBaselineRequest{})
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		if got.GetBaseline().GetGeneration() == generation {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			v.t.Fatalf("waiting for generation %d: the baseline is %v", generation, got.GetBaseline())
+		}
+	}
 }
 
 func TestAHostThatFailsItsCheckIsLostWhileItBeats(t *testing.T) {

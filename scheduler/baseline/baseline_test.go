@@ -1,0 +1,84 @@
+package baseline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coveyhq/covey/scheduler/plan"
+)
+
+// with are the essential features and some more, sorted.
+func with(more ...string) []string { return slices.Sorted(slices.Values(append(more, essential...))) }
+
+var fleet = []plan.Host{
+	{ID: "b", CPUFeatures: with("avx", "aes"), Labels: map[string]string{"pool": "general"}},
+	{ID: "a", CPUFeatures: with("avx", "avx2", "rdrand"), Labels: map[string]string{"pool": "general"}},
+	{ID: "c", CPUFeatures: with(), Labels: map[string]string{"pool": "old"}},
+}
+
+func TestABaselineIsWhatEveryHostOfThePoolHas(t *testing.T) {
+	for _, x := range []struct {
+		label    string
+		features []string
+		common   bool
+		want     []string
+		refused  string
+	}{
+		{label: "pool=general", common: true, want: with("avx")},
+		{label: "", common: true, want: with()},
+		{label: "pool=general", features: with("avx", "sse2"), want: with("avx")},
+		{label: "pool=general", features: with("avx2"), refused: "features: must be features that every host of the pool has (" + strings.Join(with("avx"), ", ") + "); b lacks avx2"},
+		{label: "pool=general", features: []string{"avx", "sse2"}, refused: "features: must include what no guest runs without"},
+		{label: "pool=general", features: with("sse4.2"), refused: `names as in /proc/cpuinfo, like sse4_2, got "sse4.2"`},
+		{label: "pool=general", refused: "features: must be given, or common be true"},
+		{label: "pool=general", features: with(), common: true, refused: "features: must be empty with common"},
+		{label: "pool=new", common: true, refused: `label: must be a label that a host has, or empty for all hosts; of 3 hosts none has "pool=new"`},
+		{label: "pool", common: true, refused: `label: must be key=value like a host's label, or empty for all hosts, got "pool"`},
+	} {
+		b, err := Choose(fleet, x.label, x.features, x.common)
+		refusal := (*FieldError)(nil)
+		switch {
+		case x.refused == "" && (err != nil || !slices.Equal(b.Features, x.want) || b.Label != x.label):
+			t.Errorf("%s %v: got %+v, %v", x.label, x.features, b, err)
+		case x.refused != "" && (!errors.As(err, &refusal) || !strings.Contains(err.Error(), x.refused)):
+			t.Errorf("%s %v: it says %v, want %q", x.label, x.features, err, x.refused)
+		}
+	}
+	if _, err := Choose(append(fleet, plan.Host{ID: "d"}), "", nil, true); err == nil || !strings.Contains(err.Error(), "must include") {
+		t.Errorf("a host that says nothing: %v", err)
+	}
+}
+
+func TestAHostInSeveralPoolsHasWhatAllTheirBaselinesLeave(t *testing.T) {
+	s := NewStore(nil, slog.New(slog.DiscardHandler))
+	labels := map[string]string{"pool": "general", "zone": "z"}
+	if b, known := s.For(labels); !known || len(b.Features) > 0 || b.Generation != 0 {
+		t.Errorf("at first there is %+v, known %v", b, known)
+	}
+	changed := s.Changed()
+	set := func(label string, features ...string) int64 {
+		b, err := s.Set(context.Background(), Baseline{Label: label, Features: features})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b.Generation
+	}
+	first := set("pool=general", "avx", "sse2")
+	<-changed
+	set("", "aes", "avx")
+	last := set("pool=old", "sse2")
+	if b, _ := s.For(labels); !slices.Equal(b.Features, []string{"avx"}) || b.Generation != last || last <= first {
+		t.Errorf("in two pools there is %+v; the generations are %d to %d", b, first, last)
+	}
+	lifted := set("")
+	if b, _ := s.For(labels); !slices.Equal(b.Features, []string{"avx", "sse2"}) || b.Generation != lifted {
+		t.Errorf("with one lifted there is %+v, and not of generation %d", b, lifted)
+	}
+	if _, has := s.Get(""); has {
+		t.Error("what was lifted is there")
+	}
+}

@@ -1,0 +1,120 @@
+package baseline
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/coveyhq/covey/services/chassis/consul"
+)
+
+// prefix is where the keys stand; the rest of a key is the pool's label, base64url, and the value its Baseline as JSON.
+const prefix = "covey/cpu-baseline/"
+
+// Store remembers. It is safe for concurrent use.
+type Store struct {
+	consul *consul.Client // nil without Consul
+	log    *slog.Logger
+
+	mu      sync.Mutex // guards the rest
+	known   bool       // what Consul has was read
+	pools   map[string]Baseline
+	changed chan struct{} // closed with the next change
+}
+
+// NewStore makes a store; Run must be running where there is Consul.
+func NewStore(c *consul.Client, log *slog.Logger) *Store {
+	return &Store{consul: c, log: log, known: c == nil, pools: map[string]Baseline{}, changed: make(chan struct{})}
+}
+
+// Get is a pool's baseline; ok is false where it has none.
+func (s *Store) Get(label string) (b Baseline, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b = s.pools[label]
+	return b, len(b.Features) > 0
+}
+
+// For is what holds for a host with labels: without features nothing does. known is false while it is not known.
+func (s *Store) For(labels map[string]string) (b Baseline, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for label, p := range s.pools {
+		b.Generation = max(b.Generation, p.Generation)
+		switch {
+		case len(p.Features) == 0 || !in(label, labels):
+		case b.Features == nil:
+			b.Features = p.Features
+		default:
+			b.Features = Both(b.Features, p.Features)
+		}
+	}
+	return b, s.known
+}
+
+// Changed is closed with the next change.
+func (s *Store) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// Set gives a pool a baseline, durably, or without features lifts the one that it has. It returns it with its generation.
+func (s *Store) Set(ctx context.Context, b Baseline) (Baseline, error) {
+	s.mu.Lock()
+	b.Generation = time.Now().UnixMilli()
+	for _, p := range s.pools {
+		b.Generation = max(b.Generation, p.Generation+1) // whatever the clock says
+	}
+	s.mu.Unlock()
+	if s.consul != nil {
+		value, err := json.Marshal(b)
+		if err != nil {
+			return b, err
+		}
+		if err := s.consul.Put(ctx, prefix+base64.RawURLEncoding.EncodeToString([]byte("pool:"+b.Label)), value); err != nil {
+			return b, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pools[b.Label].Generation < b.Generation {
+		s.pools[b.Label] = b
+	}
+	s.tell()
+	return b, nil
+}
+
+// tell wakes who waits for changes. mu is held.
+func (s *Store) tell() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Run follows what other schedulers set, until ctx ends.
+func (s *Store) Run(ctx context.Context) {
+	if s.consul != nil {
+		s.consul.WatchKeys(ctx, prefix, s.take)
+	}
+}
+
+// take takes over what Consul has, which may be from before what was set here.
+func (s *Store) take(keys map[string]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, value := range keys {
+		var b Baseline
+		if err := json.Unmarshal([]byte(value), &b); err != nil {
+			s.log.Error("a CPU baseline in Consul cannot be read and does not hold", "key", prefix+key, "error", err)
+			continue
+		}
+		if s.pools[b.Label].Generation < b.Generation {
+			s.pools[b.Label] = b
+		}
+	}
+	s.known = true
+	s.tell()
+}
