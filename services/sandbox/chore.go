@@ -76,8 +76,17 @@ func (s *Service) chore(ctx context.Context, c Chore) (done bool, err error) {
 	return false, fmt.Errorf("chore %q is of a newer release", c.Kind)
 }
 
-// destroyLeft ends what is left of a sandbox on a host, unless the row says that it belongs there.
+// destroyLeft ends what is left of a sandbox on a host, unless the row says that it belongs there. The host is looked at before the row is
+// read, and only the life that was seen there is ended: one that is begun meanwhile is another.
 func (s *Service) destroyLeft(ctx context.Context, c Chore) (bool, error) {
+	list, err := s.hosts.Sandboxes(ctx, c.HostID)
+	if err != nil {
+		return false, err
+	}
+	i := slices.IndexFunc(list, func(h HostSandbox) bool { return h.ID == c.SandboxID })
+	if i < 0 {
+		return true, nil
+	}
 	rows, err := s.store.Find(ctx, []string{c.SandboxID})
 	if err != nil {
 		return false, err
@@ -91,7 +100,7 @@ func (s *Service) destroyLeft(ctx context.Context, c Chore) (bool, error) {
 			return false, nil
 		}
 	}
-	return true, s.hosts.Destroy(ctx, c.HostID, c.SandboxID)
+	return true, s.hosts.Destroy(ctx, c.HostID, c.SandboxID, list[i].RestoreID)
 }
 
 // dropSnapshot drops a snapshot unless a sandbox names it; then the last one that does leaves the same chore.

@@ -179,7 +179,7 @@ func (s *Service) placeOnce(ctx context.Context, sb Sandbox, place PlaceRequest)
 func (s *Service) takeBack(ctx context.Context, sb Sandbox, err error) {
 	s.unplace(ctx, sb.Work.ReservationID)
 	if !errors.Is(err, Exhausted) && !errors.Is(err, Invalid) {
-		s.destroy(ctx, sb.HostID, sb.ID)
+		s.destroy(ctx, sb.HostID, sb.ID, sb.Work.RestoreID)
 	}
 }
 

@@ -43,7 +43,7 @@ func (s *Service) performStop(ctx context.Context, sb Sandbox) Outcome {
 		chores = append(chores, Chore{Kind: DropSnapshot, SandboxID: sb.ID, SnapshotID: sb.Work.SnapshotID, HostID: sb.HostID})
 	}
 	if sb.HostID != "" && !sb.Work.Saved {
-		if err := s.hosts.Destroy(ctx, sb.HostID, sb.ID); err != nil {
+		if err := s.hosts.Destroy(ctx, sb.HostID, sb.ID, ""); err != nil {
 			if s.gone(ctx) != nil {
 				return Outcome{Err: s.gone(ctx)}
 			}

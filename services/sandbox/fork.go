@@ -224,7 +224,7 @@ func (s *Service) destroyAll(ctx context.Context, rows []Sandbox) {
 	var wg sync.WaitGroup
 	for _, sb := range rows {
 		if sb.HostID != "" {
-			wg.Go(func() { s.destroy(ctx, sb.HostID, sb.ID) })
+			wg.Go(func() { s.destroy(ctx, sb.HostID, sb.ID, "") })
 		}
 	}
 	wg.Wait()

@@ -146,12 +146,15 @@ func (w *hostWatch) miss(ctx context.Context, sb Sandbox, missing map[string]tim
 	missing[sb.ID] = since
 }
 
-// expel ends VMs that no row accounts for, once they have been there for a grace.
+// expel ends VMs that no row accounts for, once they have been there for a grace. The rows are read after the list, and only the lives in
+// the list are ended: one that is begun meanwhile is another.
 func (w *hostWatch) expel(ctx context.Context, list []HostSandbox) error {
 	var held []string
+	lives := map[string]string{} // their restore ids
 	for _, h := range list {
 		if h.Held() && h.State != Stopping {
 			held = append(held, h.ID)
+			lives[h.ID] = h.RestoreID
 		}
 	}
 	strangers := map[string]time.Time{}
@@ -173,7 +176,7 @@ func (w *hostWatch) expel(ctx context.Context, list []HostSandbox) error {
 			continue
 		}
 		w.s.log.Warn("ending a VM that no sandbox accounts for", "sandbox_id", id, "host_id", w.hostID, "row", found, "state", sb.State)
-		if err := w.s.hosts.Destroy(ctx, w.hostID, id); err != nil {
+		if err := w.s.hosts.Destroy(ctx, w.hostID, id, lives[id]); err != nil {
 			w.s.log.Warn("VM could not be ended; will be tried again", "sandbox_id", id, "host_id", w.hostID, "error", err)
 		}
 	}

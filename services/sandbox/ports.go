@@ -227,6 +227,8 @@ type HostSandbox struct {
 	LastActiveTime time.Time
 	// StateTime is when it came into its state, by the host's clock.
 	StateTime time.Time
+	// RestoreID names the start that began this life of it; may be empty.
+	RestoreID string
 }
 
 // Held tells whether the host has a VM for it, or is about to.
@@ -266,7 +268,9 @@ type Hosts interface {
 	// Address is a host's gRPC address; Unavailable where it is not known.
 	Address(ctx context.Context, hostID string) (string, error)
 	Start(ctx context.Context, hostID string, s Start) (Started, error)
-	Destroy(ctx context.Context, hostID, sandboxID string) error
+	// Destroy ends a sandbox's life on a host: the one that the start restoreID began, or with an empty restoreID whichever there is. Where
+	// there is none, or another, nothing happens.
+	Destroy(ctx context.Context, hostID, sandboxID, restoreID string) error
 	// Pause tells when it was paused.
 	Pause(ctx context.Context, hostID, sandboxID, snapshotID string) (time.Time, error)
 	Snapshot(ctx context.Context, hostID, sandboxID, snapshotID, name string, metadata map[string]string) (Snapshot, error)

@@ -121,7 +121,7 @@ func checkTenant(tenant string) error {
 type Stored struct {
 	// Templates are their ids.
 	Templates []string
-	// Bytes are those that only one of its snapshots names, summed up.
+	// Bytes are those of all that its snapshots name, each counted once: what two of them share is not free.
 	Bytes int64
 }
 

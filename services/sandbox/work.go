@@ -259,7 +259,7 @@ func (s *Service) lost(ctx context.Context, sb Sandbox) Outcome {
 	}
 	now := rows[sb.ID]
 	if sb.Work.Placed && (now.HostID != sb.HostID || now.State.Final() || now.State == Stopping || now.State == Paused) {
-		s.destroy(ctx, sb.HostID, sb.ID)
+		s.destroy(ctx, sb.HostID, sb.ID, sb.Work.RestoreID)
 	}
 	now.ID = sb.ID
 	return Outcome{Err: overtaken(now)}
@@ -278,11 +278,11 @@ func overtaken(now Sandbox) *Error {
 	}
 }
 
-// destroy ends a sandbox on a host, now or as a chore.
-func (s *Service) destroy(ctx context.Context, hostID, id string) {
+// destroy ends a sandbox's life on a host, now or as a chore; restoreID as in Hosts.Destroy.
+func (s *Service) destroy(ctx context.Context, hostID, id, restoreID string) {
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
-	err := s.hosts.Destroy(ctx, hostID, id)
+	err := s.hosts.Destroy(ctx, hostID, id, restoreID)
 	if err == nil {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/coveyhq/covey/services/chassis/apierr"
@@ -38,6 +39,24 @@ type Caller struct {
 	Scopes        []string
 }
 
+// Attempt is a call that is to be let in.
+type Attempt struct {
+	// Method is gRPC's full name, or method and route of a request by REST.
+	Method string
+	// From is where it came from, host:port.
+	From string
+}
+
+// Refusal is a call that was not let in.
+type Refusal struct {
+	Attempt
+	// Caller is known but where the key is not good.
+	Caller Caller
+	// Key is the beginning of what was sent for a key, enough to recognise one's own and useless for all else; empty where nothing was.
+	Key string
+	Err error
+}
+
 // Lookup asks whose key a secret is. An unknown or revoked key is UNAUTHENTICATED.
 type Lookup func(ctx context.Context, secret string) (Caller, error)
 
@@ -45,6 +64,8 @@ type Lookup func(ctx context.Context, secret string) (Caller, error)
 type Keys struct {
 	// Limit, if not nil, tells whether a call of a caller may begin now.
 	Limit func(Caller) error
+	// OnRefusal, if not nil, is told of every call that is not let in, and must not block.
+	OnRefusal func(ctx context.Context, r Refusal)
 
 	lookup  Lookup
 	now     func() time.Time
@@ -75,28 +96,56 @@ func From(ctx context.Context) (Caller, bool) {
 
 // Identify finds the caller of a key and returns the context to go on with, which has the caller and the tenant and ends when the key is revoked;
 // or a status that says why not. The context given must end with the call.
-func (k *Keys) Identify(ctx context.Context, secret string) (context.Context, error) {
+func (k *Keys) Identify(ctx context.Context, secret string, a Attempt) (context.Context, error) {
 	if secret == "" {
-		return nil, apierr.E(codes.Unauthenticated, "MISSING_API_KEY", `no API key: send it as "Authorization: Bearer cvy_..." or "X-API-Key: cvy_..."`)
+		err := apierr.E(codes.Unauthenticated, "MISSING_API_KEY", `no API key: send it as "Authorization: Bearer cvy_..." or "X-API-Key: cvy_..."`)
+		k.refused(ctx, Refusal{Attempt: a, Err: err})
+		return nil, err
 	}
 	caller, err := k.find(ctx, secret)
 	if err != nil {
+		if status.Code(err) == codes.Unauthenticated {
+			k.refused(ctx, Refusal{Attempt: a, Key: beginning(secret), Err: err})
+		}
 		return nil, err
 	}
-	if ctx, err = k.Admit(ctx, caller); err != nil {
+	if ctx, err = k.Admit(ctx, caller, a); err != nil {
 		return nil, err
 	}
 	return k.tie(ctx, secret), nil
 }
 
 // Admit is As for a caller whose rate is not used up.
-func (k *Keys) Admit(ctx context.Context, c Caller) (context.Context, error) {
+func (k *Keys) Admit(ctx context.Context, c Caller, a Attempt) (context.Context, error) {
 	if k.Limit != nil {
 		if err := k.Limit(c); err != nil {
+			k.refused(ctx, Refusal{Attempt: a, Caller: c, Err: err})
 			return nil, err
 		}
 	}
 	return As(ctx, c), nil
+}
+
+func (k *Keys) refused(ctx context.Context, r Refusal) {
+	if k.OnRefusal != nil {
+		k.OnRefusal(ctx, r)
+	}
+}
+
+const (
+	// keyPrefix begins all keys.
+	keyPrefix = "cvy_"
+	// shown is how much of what follows it is shown, of 43 characters.
+	shown = 4
+)
+
+// beginning is what may be shown of something that was sent for a key. What is not like a key may be a secret of another kind.
+func beginning(secret string) string {
+	rest, ok := strings.CutPrefix(secret, keyPrefix)
+	if !ok || len(rest) < 4*shown {
+		return "not like a key"
+	}
+	return keyPrefix + rest[:shown] + "..."
 }
 
 // As returns the context of what is done for a caller that is known by other means than a key.
@@ -105,14 +154,28 @@ func As(ctx context.Context, c Caller) context.Context {
 }
 
 // Check is nil if the context's caller may call a method, else a status that says what is missing.
-func Check(ctx context.Context, fullMethod string) error {
+func (k *Keys) Check(ctx context.Context, fullMethod string) error {
 	caller, _ := From(ctx)
 	needed := ScopeOf(fullMethod)
 	if may(caller.Scopes, needed) {
 		return nil
 	}
-	return apierr.E(codes.PermissionDenied, "MISSING_SCOPE", "the API key lacks the scope "+needed+"; it has "+strings.Join(caller.Scopes, ", "),
+	return k.deny(ctx, fullMethod, caller, needed)
+}
+
+// CheckScope is Check for what is no method.
+func (k *Keys) CheckScope(ctx context.Context, what, needed string) error {
+	if caller, _ := From(ctx); !may(caller.Scopes, needed) {
+		return k.deny(ctx, what, caller, needed)
+	}
+	return nil
+}
+
+func (k *Keys) deny(ctx context.Context, what string, caller Caller, needed string) error {
+	err := apierr.E(codes.PermissionDenied, "MISSING_SCOPE", "the API key lacks the scope "+needed+"; it has "+strings.Join(caller.Scopes, ", "),
 		"needed", needed, "key_id", caller.KeyID)
+	k.refused(ctx, Refusal{Attempt: Attempt{Method: what}, Caller: caller, Err: err})
+	return err
 }
 
 func (k *Keys) find(ctx context.Context, secret string) (Caller, error) {
@@ -163,11 +226,15 @@ func (k *Keys) Forget(keyID string) {
 // Auth is the chassis's hook: it admits native gRPC calls by their metadata, and takes out of it what only the mesh may say.
 func (k *Keys) Auth(ctx context.Context, fullMethod string) (context.Context, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	ctx, err := k.Identify(ctx, Secret(md.Get("authorization"), md.Get("x-api-key")))
+	a := Attempt{Method: fullMethod}
+	if p, ok := peer.FromContext(ctx); ok {
+		a.From = p.Addr.String()
+	}
+	ctx, err := k.Identify(ctx, Secret(md.Get("authorization"), md.Get("x-api-key")), a)
 	if err != nil {
 		return nil, err
 	}
-	if err := Check(ctx, fullMethod); err != nil {
+	if err := k.Check(ctx, fullMethod); err != nil {
 		return nil, err
 	}
 	own := metadata.MD{}

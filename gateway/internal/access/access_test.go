@@ -78,7 +78,7 @@ func TestAnAnswerAboutAKeyIsBelievedForTwoSecondsAndForThirtyWhereNobodyCanBeAsk
 		{47 * time.Second, status.Error(codes.Unavailable, "gone"), codes.Unavailable, 7},
 	} {
 		s.now, s.err = time.Unix(1000, 0).Add(step.after), step.err
-		_, err := k.Identify(t.Context(), "cvy_x")
+		_, err := k.Identify(t.Context(), "cvy_x", Attempt{})
 		if status.Code(err) != step.code || s.asked != step.asked {
 			t.Fatalf("after %s: %v, asked %d times; want %s, %d", step.after, err, s.asked, step.code, step.asked)
 		}
@@ -88,14 +88,14 @@ func TestAnAnswerAboutAKeyIsBelievedForTwoSecondsAndForThirtyWhereNobodyCanBeAsk
 func TestAForgottenKeyIsAskedAboutAgain(t *testing.T) {
 	s := &service{now: time.Unix(1000, 0)}
 	k := s.keys()
-	k.Identify(t.Context(), "cvy_x")
+	k.Identify(t.Context(), "cvy_x", Attempt{})
 	k.Forget("key_2")
-	k.Identify(t.Context(), "cvy_x")
+	k.Identify(t.Context(), "cvy_x", Attempt{})
 	if s.asked != 1 {
 		t.Fatalf("asked %d times", s.asked)
 	}
 	k.Forget("key_1")
-	if k.Identify(t.Context(), "cvy_x"); s.asked != 2 {
+	if k.Identify(t.Context(), "cvy_x", Attempt{}); s.asked != 2 {
 		t.Fatalf("asked %d times after it was forgotten", s.asked)
 	}
 }
@@ -147,7 +147,7 @@ func TestACallEndsWithItsKeyAndNotWithTheServiceThatKnowsKeys(t *testing.T) {
 		<-asked
 	}
 	go func() { <-asked }()
-	ctx, err := k.Identify(t.Context(), "cvy_x")
+	ctx, err := k.Identify(t.Context(), "cvy_x", Attempt{})
 	if err != nil {
 		t.Fatal(err)
 	}

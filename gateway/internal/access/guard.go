@@ -18,7 +18,7 @@ type guard struct {
 }
 
 func (g guard) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
-	if err := Check(ctx, method); err != nil {
+	if err := g.keys.Check(ctx, method); err != nil {
 		return err
 	}
 	err := g.conn.Invoke(withKey(ctx), method, args, reply, opts...)
@@ -29,7 +29,7 @@ func (g guard) Invoke(ctx context.Context, method string, args, reply any, opts 
 }
 
 func (g guard) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	if err := Check(ctx, method); err != nil {
+	if err := g.keys.Check(ctx, method); err != nil {
 		return nil, err
 	}
 	return g.conn.NewStream(withKey(ctx), desc, method, opts...)

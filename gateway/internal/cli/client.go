@@ -18,7 +18,6 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
-	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
@@ -37,7 +36,6 @@ type client struct {
 	hosts      schedulerv1.HostsServiceClient
 	processes  guestv1.ProcessServiceClient
 	files      guestv1.FileServiceClient
-	host       hostv1.HostServiceClient
 }
 
 // dial connects to the gateway at rawURL (http or https) with an API key sent with every call.
@@ -84,7 +82,6 @@ func dial(rawURL, key string) (*client, error) {
 		sandboxes: sandboxv1.NewSandboxServiceClient(conn), keys: sandboxv1.NewKeyServiceClient(conn), operations: sandboxv1.NewOperationsServiceClient(conn),
 		snapshots: snapshotv1.NewSnapshotServiceClient(conn), hosts: schedulerv1.NewHostsServiceClient(conn),
 		processes: guestv1.NewProcessServiceClient(conn), files: guestv1.NewFileServiceClient(conn),
-		host: hostv1.NewHostServiceClient(conn),
 	}, nil
 }
 

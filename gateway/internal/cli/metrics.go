@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 )
 
 // metricsCmd shows what a sandbox uses.
@@ -15,7 +15,7 @@ func (a *app) metricsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "metrics SANDBOX", Short: "Show what a running sandbox uses, now and in the last hour", Args: args("SANDBOX"),
 		RunE: func(cmd *cobra.Command, argv []string) error {
-			m, err := a.c.host.GetSandboxMetrics(cmd.Context(), &hostv1.GetSandboxMetricsRequest{SandboxId: argv[0]})
+			m, err := a.c.sandboxes.GetSandboxMetrics(cmd.Context(), &sandboxv1.GetSandboxMetricsRequest{SandboxId: argv[0]})
 			if err != nil {
 				return err
 			}
@@ -40,7 +40,7 @@ func (a *app) metricsCmd() *cobra.Command {
 // lastMinute is how many samples there are in one.
 const lastMinute = 6
 
-func (a *app) historyTable(samples []*hostv1.MetricsSample, all bool) {
+func (a *app) historyTable(samples []*sandboxv1.SandboxMetricsSample, all bool) {
 	if len(samples) == 0 {
 		return
 	}

@@ -10,18 +10,17 @@ import (
 
 	"github.com/spf13/cobra"
 
-	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 )
 
 func (a *app) logsCmd() *cobra.Command {
-	q := &hostv1.ReadConsoleRequest{}
+	q := &sandboxv1.ReadSandboxLogsRequest{}
 	cmd := &cobra.Command{
 		Use: "logs SANDBOX", Short: "Print the console of a sandbox's machine", Args: args("SANDBOX"),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			q.SandboxId = argv[0]
-			st, err := a.c.host.ReadConsole(cmd.Context(), q)
+			st, err := a.c.sandboxes.ReadSandboxLogs(cmd.Context(), q)
 			if err != nil {
 				return err
 			}

@@ -8,7 +8,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
@@ -19,6 +23,7 @@ import (
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 
 	"github.com/coveyhq/covey/gateway/internal/access"
+	"github.com/coveyhq/covey/gateway/internal/audit"
 	"github.com/coveyhq/covey/gateway/internal/dataplane"
 	"github.com/coveyhq/covey/gateway/internal/forward"
 	"github.com/coveyhq/covey/gateway/internal/limit"
@@ -26,15 +31,17 @@ import (
 	"github.com/coveyhq/covey/gateway/internal/rest"
 	"github.com/coveyhq/covey/services/chassis"
 	"github.com/coveyhq/covey/services/chassis/relay"
+	"github.com/coveyhq/covey/services/chassis/tenant"
 )
 
 // Gateway is one gatewayd. Its Daemon must be run or closed.
 type Gateway struct {
 	Daemon *chassis.Daemon
 
-	keys  *access.Keys
-	hosts *dataplane.Hosts
-	web   *rest.Server
+	keys   *access.Keys
+	events *audit.Log
+	hosts  *dataplane.Hosts
+	web    *rest.Server
 
 	sandboxes, scheduler, snapshots *grpc.ClientConn
 }
@@ -48,7 +55,7 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 	// What the daemon calls is made of the daemon's connections; nothing calls before it runs.
 	passing := relay.New(dataplane.Allowed, func(ctx context.Context, method, id string, refresh bool) (*grpc.ClientConn, func(), error) {
 		return g.hosts.Resolve(ctx, method, id, refresh)
-	}, relay.Hooks{})
+	}, relay.Hooks{Observe: func(ctx context.Context, method string, first func() []byte) func(error) { return g.events.Observe(ctx, method, first) }})
 	opts = append([]chassis.Option{
 		chassis.WithPublic(), chassis.WithRelay(passing),
 		chassis.WithAuth(func(ctx context.Context, method string) (context.Context, error) { return g.keys.Auth(ctx, method) }),
@@ -65,12 +72,17 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 	if err := g.dial(); err != nil {
 		return nil, err
 	}
+	if err := g.audit(); err != nil {
+		return nil, err
+	}
 	locator := sandboxv1.NewLocatorServiceClient(g.sandboxes)
 	g.keys = access.New(lookup(locator))
 	limits := limit.New(c.Rates.Key, c.Rates.Tenant)
 	g.keys.Limit = func(c access.Caller) error { return limits.Allow(c.Tenant, c.KeyID) }
+	g.keys.OnRefusal = g.refused
 	g.hosts = dataplane.NewHosts(locator, g.Daemon.DialAddr)
-	if g.web, err = rest.New(g.restConfig(c)); err != nil {
+	b := g.behind()
+	if g.web, err = rest.New(g.restConfig(c, b)); err != nil {
 		return nil, err
 	}
 	g.Daemon.Defer(func() error {
@@ -78,10 +90,10 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 		return nil
 	})
 	s := g.Daemon.Server()
-	forward.Register(s, g.keys.Guard(g.sandboxes), &sandboxv1.SandboxService_ServiceDesc, &sandboxv1.KeyService_ServiceDesc,
+	forward.Register(s, g.keys.Guard(b.sandboxes), &sandboxv1.SandboxService_ServiceDesc, &sandboxv1.KeyService_ServiceDesc,
 		&sandboxv1.OperationsService_ServiceDesc, &sandboxv1.TenantService_ServiceDesc)
-	forward.Register(s, g.keys.Guard(g.snapshots), &snapshotv1.SnapshotService_ServiceDesc)
-	forward.Register(s, g.keys.Guard(g.scheduler), &schedulerv1.HostsService_ServiceDesc)
+	forward.Register(s, g.keys.Guard(b.snapshots), &snapshotv1.SnapshotService_ServiceDesc)
+	forward.Register(s, g.keys.Guard(b.scheduler), &schedulerv1.HostsService_ServiceDesc)
 	return g, nil
 }
 
@@ -96,11 +108,67 @@ func (g *Gateway) dial() (err error) {
 	return nil
 }
 
-func (g *Gateway) restConfig(c Config) rest.Config {
+// services are what is behind the gateway, for calls of clients: what they do is audited, here or there.
+type services struct{ sandboxes, scheduler, snapshots, data grpc.ClientConnInterface }
+
+func (g *Gateway) behind() services {
+	data := g.events.Data(dataplane.NewConn(g.hosts))
+	return services{
+		sandboxes: dataplane.Public(g.sandboxes, data), data: data,
+		scheduler: g.events.Control(g.scheduler), snapshots: g.events.Control(g.snapshots),
+	}
+}
+
+// audit makes the log and has it run until the daemon's calls have ended.
+func (g *Gateway) audit() (err error) {
+	client := sandboxv1.NewAuditServiceClient(g.sandboxes)
+	g.events, err = audit.New(func(ctx context.Context, records []*sandboxv1.AuditRecord) error {
+		ctx, cancel := context.WithTimeout(ctx, auditTime)
+		defer cancel()
+		// A sandbox service that is being replaced is waited for: the same event may be written twice.
+		_, err := client.WriteAuditEvents(ctx, &sandboxv1.WriteAuditEventsRequest{Records: records}, grpc.WaitForReady(true))
+		return err
+	}, g.Daemon.Log(), g.Daemon.Telemetry().Meters.Meter("covey/gateway"))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { g.events.Run(ctx) })
+	g.Daemon.Defer(func() error {
+		cancel()
+		running.Wait()
+		return nil
+	})
+	return nil
+}
+
+// auditTime bounds the writing of events, and so how long a call waits until it is refused for want of a log.
+const auditTime = 3 * time.Second
+
+// refused has a refusal counted in the audit log.
+func (g *Gateway) refused(ctx context.Context, r access.Refusal) {
+	e := audit.Event{Tenant: r.Caller.Tenant, KeyID: r.Caller.KeyID, RequestID: tenant.RequestID(ctx), Method: r.Method}
+	if strings.HasPrefix(e.Method, "/") {
+		e.Method = e.Method[strings.LastIndexByte(e.Method, '/')+1:]
+	}
+	if r.Caller.KeyID == "" {
+		from, _, err := net.SplitHostPort(r.From)
+		if err != nil {
+			from = r.From
+		}
+		if e.Detail = "no key, from " + from; r.Key != "" {
+			e.Detail = "key " + r.Key + ", from " + from
+		}
+	}
+	g.events.Tally(e, r.Err)
+}
+
+func (g *Gateway) restConfig(c Config, b services) rest.Config {
 	tel := g.Daemon.Telemetry()
 	return rest.Config{
-		Sandboxes: g.sandboxes, Scheduler: g.scheduler, Snapshots: g.snapshots,
-		Data: dataplane.NewConn(g.hosts), Locate: g.hosts.Locate, Keys: g.keys,
+		Sandboxes: b.sandboxes, Scheduler: b.scheduler, Snapshots: b.snapshots,
+		Data: b.data, Locate: g.hosts.Locate, Keys: g.keys, Audit: g.events,
 		Checks: map[string]func(context.Context) error{
 			"covey-sandbox": healthy(g.sandboxes), "covey-scheduler": healthy(g.scheduler), "covey-snapshot": healthy(g.snapshots),
 			"covey-host": aHost(g.scheduler),

@@ -48,6 +48,7 @@ type Mesh struct {
 	sandboxv1.UnimplementedLocatorServiceServer
 	sandboxv1.UnimplementedOperationsServiceServer
 	sandboxv1.UnimplementedTenantServiceServer
+	sandboxv1.UnimplementedAuditServiceServer
 	snapshotv1.UnimplementedSnapshotServiceServer
 	schedulerv1.UnimplementedHostsServiceServer
 
@@ -67,6 +68,8 @@ type Mesh struct {
 	located   int
 	lastMD    metadata.MD
 	fail      map[string]error
+	audit     map[string]*sandboxv1.AuditEvent // by uid
+	events    []string                         // uids in the order in which they came
 }
 
 // owned is a sandbox with its tenant and place.
@@ -80,7 +83,7 @@ type owned struct {
 func Start(t testing.TB) *Mesh {
 	t.Helper()
 	m := &Mesh{
-		dir: t.TempDir(), sandboxes: map[string]*owned{}, snapshots: map[string]*snapshotv1.Snapshot{}, changed: make(chan struct{}), fail: map[string]error{},
+		dir: t.TempDir(), sandboxes: map[string]*owned{}, snapshots: map[string]*snapshotv1.Snapshot{}, changed: make(chan struct{}), fail: map[string]error{}, audit: map[string]*sandboxv1.AuditEvent{},
 		keys: map[string]*sandboxv1.Key{
 			AdminKey: {Id: "key_ADMIN", Name: "admin", TenantId: "default", Scopes: []string{"admin", "read", "write"}},
 			ReadKey:  {Id: "key_READ", Name: "read", TenantId: "default", Scopes: []string{"read"}},
@@ -94,6 +97,7 @@ func Start(t testing.TB) *Mesh {
 		sandboxv1.RegisterLocatorServiceServer(s, m)
 		sandboxv1.RegisterOperationsServiceServer(s, m)
 		sandboxv1.RegisterTenantServiceServer(s, m)
+		sandboxv1.RegisterAuditServiceServer(s, m)
 		snapshotv1.RegisterSnapshotServiceServer(s, m)
 		schedulerv1.RegisterHostsServiceServer(s, m)
 		healthpb.RegisterHealthServer(s, m.health)
@@ -142,7 +146,9 @@ func serve(t testing.TB, m *Mesh, register func(*grpc.Server)) string {
 func (m *Mesh) note(ctx context.Context, method string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lastMD, _ = metadata.FromIncomingContext(ctx)
+	if method != sandboxv1.AuditService_WriteAuditEvents_FullMethodName { // It comes in between, from the gateway itself.
+		m.lastMD, _ = metadata.FromIncomingContext(ctx)
+	}
 	return m.fail[method]
 }
 

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
-	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 
 	"github.com/coveyhq/covey/gateway/internal/access"
@@ -189,7 +188,7 @@ func (s *Server) watchFiles(w http.ResponseWriter, r *http.Request, params map[s
 func (s *Server) logs(w http.ResponseWriter, r *http.Request, params map[string]string) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	q := &hostv1.ReadConsoleRequest{SandboxId: params["sandbox_id"]}
+	q := &sandboxv1.ReadSandboxLogsRequest{SandboxId: params["sandbox_id"]}
 	var err error
 	if q.Follow, err = boolean(r.URL.Query().Get("follow"), "follow"); err != nil {
 		return err
@@ -199,7 +198,7 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, params map[string]
 			return apierr.Field("tail_bytes", "must be a number of bytes, got "+strconv.Quote(n))
 		}
 	}
-	call, err := s.host.ReadConsole(ctx, q)
+	call, err := s.sandboxes.ReadSandboxLogs(ctx, q)
 	if err != nil {
 		return err
 	}
@@ -209,7 +208,7 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, params map[string]
 		w.WriteHeader(http.StatusOK)
 		out.Flush()
 	}
-	return follow(s, r, cancel, call.Recv, begin, func(m *hostv1.ReadConsoleResponse) error {
+	return follow(s, r, cancel, call.Recv, begin, func(m *sandboxv1.ReadSandboxLogsResponse) error {
 		if _, err := w.Write(m.GetData()); err != nil {
 			return err
 		}
@@ -226,13 +225,4 @@ func boolean(v, name string) (bool, error) {
 		return false, apierr.Field(name, "must be true or false, got "+strconv.Quote(v))
 	}
 	return b, nil
-}
-
-// metrics tells what a sandbox uses now.
-func (s *Server) metrics(w http.ResponseWriter, r *http.Request, params map[string]string) error {
-	m, err := s.host.GetSandboxMetrics(r.Context(), &hostv1.GetSandboxMetricsRequest{SandboxId: params["sandbox_id"]})
-	if err != nil {
-		return err
-	}
-	return writeMessage(w, m)
 }

@@ -54,7 +54,7 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request, params map[s
 		return err
 	}
 	method := guestv1.ProcessService_ExecStream_FullMethodName
-	if err := access.Check(r.Context(), method); err != nil {
+	if err := s.Keys.Check(r.Context(), method); err != nil {
 		return err
 	}
 	// Asked first, so that a sandbox that is not there is an HTTP status and not a close code.

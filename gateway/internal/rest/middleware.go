@@ -127,7 +127,7 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 		if secret == "" {
 			secret = keyAmong(r.Header.Values("Sec-WebSocket-Protocol"))
 		}
-		ctx, err := s.Keys.Identify(r.Context(), secret)
+		ctx, err := s.Keys.Identify(r.Context(), secret, s.attempt(r))
 		if err != nil {
 			s.fail(w, r, err)
 			return
@@ -139,6 +139,11 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// attempt is a request as access knows it.
+func (s *Server) attempt(r *http.Request) access.Attempt {
+	return access.Attempt{Method: r.Method + " " + s.routeOf(r), From: r.RemoteAddr}
 }
 
 func keyAmong(protocols []string) string {

@@ -259,9 +259,9 @@ func (s *Server) admit(r *http.Request, p ports.Port) (pass, error) {
 	if c, err := r.Cookie(tokenCookie); err == nil && !strings.HasPrefix(secret, keyPrefix) {
 		return s.byToken(r, p, c.Value)
 	}
-	ctx, err := s.Keys.Identify(r.Context(), secret)
+	ctx, err := s.Keys.Identify(r.Context(), secret, s.attempt(r))
 	if err == nil {
-		err = access.Check(ctx, guestv1.PortService_Connect_FullMethodName)
+		err = s.Keys.Check(ctx, guestv1.PortService_Connect_FullMethodName)
 	}
 	return pass{ctx: ctx}, err
 }
@@ -271,7 +271,7 @@ func (s *Server) byToken(r *http.Request, p ports.Port, token string) (pass, err
 	if err != nil {
 		return pass{}, apierr.E(codes.Unauthenticated, "INVALID_PORT_TOKEN", err.Error()+"; POST "+p.Path()+"/token makes one")
 	}
-	ctx, err := s.Keys.Admit(r.Context(), access.Caller{Tenant: g.Tenant, KeyID: g.KeyID, Scopes: []string{access.Write}})
+	ctx, err := s.Keys.Admit(r.Context(), access.Caller{Tenant: g.Tenant, KeyID: g.KeyID, Scopes: []string{access.Write}}, s.attempt(r))
 	return pass{ctx: ctx, till: g.Expires}, err
 }
 

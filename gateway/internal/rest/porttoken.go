@@ -13,6 +13,7 @@ import (
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 
 	"github.com/coveyhq/covey/gateway/internal/access"
+	"github.com/coveyhq/covey/gateway/internal/audit"
 	"github.com/coveyhq/covey/gateway/internal/ports"
 	"github.com/coveyhq/covey/services/chassis/apierr"
 )
@@ -33,13 +34,18 @@ func (s *Server) portToken(w http.ResponseWriter, r *http.Request, params map[st
 	if err != nil {
 		return err
 	}
-	if err := access.Check(r.Context(), guestv1.PortService_Connect_FullMethodName); err != nil {
+	if err := s.Keys.Check(r.Context(), guestv1.PortService_Connect_FullMethodName); err != nil {
 		return err
 	}
 	p := ports.Port{Sandbox: params["sandbox_id"], Number: n}
 	if _, err := s.sandboxes.GetSandbox(r.Context(), &sandboxv1.GetSandboxRequest{SandboxId: p.Sandbox}); err != nil {
 		return err
 	}
+	entry, err := s.Audit.Begin(r.Context(), audit.Of(r.Context(), "CreatePortToken", p.Sandbox, fmt.Sprintf("port %d, for %d s", p.Number, ttl)))
+	if err != nil {
+		return err
+	}
+	entry.Finish(r.Context(), nil) // Nothing can go wrong any more.
 	caller, _ := access.From(r.Context())
 	expires := time.Now().Add(time.Duration(ttl) * time.Second).Truncate(time.Second)
 	token := s.Ports.Token(ports.Grant{Tenant: caller.Tenant, KeyID: caller.KeyID, Port: p, Expires: expires})

@@ -15,12 +15,12 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
-	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 
 	"github.com/coveyhq/covey/gateway/internal/access"
+	"github.com/coveyhq/covey/gateway/internal/audit"
 	"github.com/coveyhq/covey/gateway/internal/ports"
 )
 
@@ -34,6 +34,8 @@ type Config struct {
 	Locate func(ctx context.Context, fullMethod, sandboxID string) error
 	// Keys knows callers.
 	Keys *access.Keys
+	// Audit is where tokens for ports are noted; what else clients do is noted by the connections.
+	Audit *audit.Log
 	// Checks are what /readyz asks for, by name.
 	Checks map[string]func(context.Context) error
 	// Ports makes and opens tokens for ports in sandboxes, whose host names end in PortDomain.
@@ -60,7 +62,6 @@ type Server struct {
 	operations sandboxv1.OperationsServiceClient
 	processes  guestv1.ProcessServiceClient
 	files      guestv1.FileServiceClient
-	host       hostv1.HostServiceClient
 	ports      guestv1.PortServiceClient
 	proxy      *httputil.ReverseProxy
 	durations  metric.Float64Histogram // of requests, seconds; WebSockets and streams of events too
@@ -76,7 +77,6 @@ func New(c Config) (*Server, error) {
 	s.operations = sandboxv1.NewOperationsServiceClient(sandboxes)
 	s.processes = guestv1.NewProcessServiceClient(data)
 	s.files = guestv1.NewFileServiceClient(data)
-	s.host = hostv1.NewHostServiceClient(data)
 	s.ports = guestv1.NewPortServiceClient(data)
 	s.proxy = s.portProxy()
 	s.mux = runtime.NewServeMux(
@@ -139,7 +139,6 @@ func (s *Server) byHand() error {
 		{http.MethodGet, sb + "/files/watch", s.watchFiles},
 		{http.MethodPost, sb + "/ports/{port}/token", s.portToken},
 		{http.MethodGet, sb + "/logs", s.logs},
-		{http.MethodGet, sb + "/metrics", s.metrics},
 	} {
 		if err := s.mux.HandlePath(r.method, r.path, s.answer(r.handle)); err != nil {
 			return err

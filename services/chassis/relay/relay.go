@@ -31,6 +31,9 @@ type Hooks struct {
 	OnFrame func(sandboxID, fullMethod string)
 	// OnEnd is called once for every OnStart.
 	OnEnd func(sandboxID, fullMethod string)
+	// Observe sees a call before it is passed on; first gives a copy of its first message, serialised. What it returns, which may be nil, is called once: with
+	// nil at the first answer of the far end or at a good end without one, else with the error that ended the call.
+	Observe func(ctx context.Context, fullMethod string, first func() []byte) func(error)
 	// Explain may answer a call better than with the error that ended its connection's stream, where the caller has not ended it himself.
 	Explain func(sandboxID, fullMethod string, err error) error
 }
@@ -79,7 +82,12 @@ func (r *Relay) Handle(_ any, ss grpc.ServerStream) error {
 	defer r.hooks.fire(r.hooks.OnEnd, id, method)
 	r.hooks.fire(r.hooks.OnFrame, id, method)
 	c := &call{Relay: r, ss: ss, method: method, id: id, in: make(chan frame)}
-	return c.run(first)
+	if r.hooks.Observe != nil {
+		c.observed = r.hooks.Observe(ss.Context(), method, first.data.Materialize)
+	}
+	err = c.run(first)
+	c.answered(err)
+	return err
 }
 
 // Wait returns when the goroutines of all calls have ended. Call it after the server has stopped.
@@ -94,6 +102,15 @@ type call struct {
 	cancel     context.CancelCauseFunc // of ctx
 	in         chan frame              // the caller's frames after the first; closed at half-close
 	kept       replay
+	observed   func(error) // of Hooks.Observe; nil once it was called
+}
+
+// answered tells who observes the call how it was answered.
+func (c *call) answered(err error) {
+	if c.observed != nil {
+		c.observed(err)
+		c.observed = nil
+	}
 }
 
 func (c *call) run(first frame) error {
@@ -251,6 +268,7 @@ func (c *call) receive(cs grpc.ClientStream) error {
 			return err
 		}
 		c.hooks.fire(c.hooks.OnFrame, c.id, c.method)
+		c.answered(nil)
 		err := c.ss.SendMsg(&f)
 		f.free()
 		if err != nil {

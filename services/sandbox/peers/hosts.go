@@ -120,9 +120,9 @@ func spec(s sandbox.Start) *hostv1.SandboxSpec {
 }
 
 // Destroy implements sandbox.Hosts.
-func (h *Hosts) Destroy(ctx context.Context, hostID, sandboxID string) error {
+func (h *Hosts) Destroy(ctx context.Context, hostID, sandboxID, restoreID string) error {
 	_, err := call(ctx, h, hostID, func(c hostv1.HostServiceClient) (*hostv1.DestroySandboxResponse, error) {
-		return c.DestroySandbox(ctx, &hostv1.DestroySandboxRequest{SandboxId: sandboxID})
+		return c.DestroySandbox(ctx, &hostv1.DestroySandboxRequest{SandboxId: sandboxID, RestoreId: restoreID})
 	})
 	return err
 }
@@ -216,6 +216,7 @@ func decodeHostSandbox(p *hostv1.HostSandbox) sandbox.HostSandbox {
 	return sandbox.HostSandbox{
 		ID: p.GetSandboxId(), State: states[p.GetState()], Reason: p.GetReason(), SnapshotID: p.GetSnapshotId(),
 		AutoPaused: p.GetAutoPaused(), LastActiveTime: stamp(p.GetLastActiveTime()), StateTime: stamp(p.GetStateTime()),
+		RestoreID: p.GetRestoreId(),
 	}
 }
 

@@ -12,40 +12,24 @@ import (
 
 // Snapshots implements sandbox.Snapshots.
 type Snapshots struct {
-	registry  snapshotv1.RegistryServiceClient
-	snapshots snapshotv1.SnapshotServiceClient
-	tenant    func(ctx context.Context, tenant string) context.Context
+	registry snapshotv1.RegistryServiceClient
+	tenant   func(ctx context.Context, tenant string) context.Context
 }
 
 var _ sandbox.Snapshots = (*Snapshots)(nil)
 
 // NewSnapshots speaks to the registry over a connection. Tenant makes a context in which a call is a tenant's.
 func NewSnapshots(c grpc.ClientConnInterface, tenant func(ctx context.Context, tenant string) context.Context) *Snapshots {
-	return &Snapshots{registry: snapshotv1.NewRegistryServiceClient(c), snapshots: snapshotv1.NewSnapshotServiceClient(c), tenant: tenant}
+	return &Snapshots{registry: snapshotv1.NewRegistryServiceClient(c), tenant: tenant}
 }
-
-// listPage is how many snapshots are read at once.
-const listPage = 1000
 
 // Stored implements sandbox.Snapshots.
 func (s *Snapshots) Stored(ctx context.Context, tenant string) (sandbox.Stored, error) {
-	var all sandbox.Stored
-	q := &snapshotv1.ListSnapshotsRequest{AllKinds: true, PageSize: listPage}
-	for {
-		r, err := s.snapshots.ListSnapshots(s.tenant(ctx, tenant), q)
-		if err != nil {
-			return all, translate(ctx, err)
-		}
-		for _, snap := range r.GetSnapshots() {
-			all.Bytes += snap.GetUniqueBytes()
-			if snap.GetKind() == snapshotv1.SnapshotKind_SNAPSHOT_KIND_TEMPLATE {
-				all.Templates = append(all.Templates, snap.GetId())
-			}
-		}
-		if q.PageToken = r.GetNextPageToken(); q.PageToken == "" {
-			return all, nil
-		}
+	r, err := s.registry.GetUsage(s.tenant(ctx, tenant), &snapshotv1.GetUsageRequest{TenantId: tenant})
+	if err != nil {
+		return sandbox.Stored{}, translate(ctx, err)
 	}
+	return sandbox.Stored{Templates: r.GetTemplateIds(), Bytes: int64(r.GetStoredBytes())}, nil
 }
 
 // Manifest implements sandbox.Snapshots.

@@ -89,7 +89,7 @@ func (s *Store) ChoreDone(ctx context.Context, id int64) error {
 
 // Events implements sandbox.Store.
 func (s *Store) Events(ctx context.Context, tenant, sandboxID string, after int64, limit int) ([]sandbox.Event, error) {
-	rows, err := s.q.ListEvents(ctx, queries.ListEventsParams{TenantID: tenant, SandboxID: sandboxID, After: after, RowLimit: int32(limit)})
+	rows, err := s.events(ctx, tenant, sandboxID, after, int32(limit))
 	if err != nil {
 		return nil, known(err)
 	}
@@ -105,6 +105,19 @@ func (s *Store) Events(ctx context.Context, tenant, sandboxID string, after int6
 		events[i].Seq = r.Seq
 	}
 	return events, nil
+}
+
+// events are two queries, for each of which there is an index.
+func (s *Store) events(ctx context.Context, tenant, sandboxID string, after int64, limit int32) ([]queries.ListEventsRow, error) {
+	if sandboxID == "" {
+		return s.q.ListEvents(ctx, queries.ListEventsParams{TenantID: tenant, After: after, RowLimit: limit})
+	}
+	rows, err := s.q.ListEventsOfSandbox(ctx, queries.ListEventsOfSandboxParams{TenantID: tenant, SandboxID: sandboxID, After: after, RowLimit: limit})
+	all := make([]queries.ListEventsRow, len(rows))
+	for i, r := range rows {
+		all[i] = queries.ListEventsRow(r)
+	}
+	return all, err
 }
 
 // EventRange implements sandbox.Store.

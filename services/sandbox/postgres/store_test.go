@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -280,5 +281,87 @@ func TestAChoreIsHandedOutOnceUntilItIsDueAgain(t *testing.T) {
 	}
 	if err := s.ChoreDone(t.Context(), chores[0].ID); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestNothingIsKeptForEver(t *testing.T) {
+	dsn := migrated(t)
+	s := open(t, dsn, "o", time.Minute)
+	sb := insert(t, s, sandbox.Sandbox{ID: "sb_1", State: sandbox.Running, Spec: sandbox.Spec{VCPUs: 1, Env: sandbox.Env{"TOKEN": "secret"}}})
+	sb.State = sandbox.Stopped
+	unanswered := &sandbox.Request{Tenant: "acme", ID: "unanswered", Method: "snapshot", WorkID: "w", SandboxIDs: []string{"sb_1"}, LeaseOwner: "dead"}
+	c := sandbox.Change{Begin: unanswered, Update: []sandbox.Sandbox{sb}, Receipts: map[string][]byte{"sb_1": []byte("receipt")}}
+	if _, err := s.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.BeginAudit(t.Context(), sandbox.AuditEvent{Tenant: "acme", Method: "DeleteSandbox"}); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	var spec string
+	if err := conn.QueryRow(t.Context(), "SELECT spec::text FROM sandbox.sandbox").Scan(&spec); err != nil || strings.Contains(spec, "secret") {
+		t.Errorf("of a sandbox that is gone the row still has %s (%v)", spec, err)
+	}
+	columns := map[string]string{
+		"sandbox": "state_time", "event": "at", "request": "create_time", "usage": "end_time", "audit": "time", "receipt": "",
+	}
+	for table, column := range columns {
+		if column == "" {
+			continue
+		}
+		for range 2 { // The times of usage hang together.
+			if _, err := conn.Exec(t.Context(), fmt.Sprintf("UPDATE sandbox.%s SET %s = now() - interval '401 days'", table, column)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.Prune(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for table := range columns {
+		var n int
+		if err := conn.QueryRow(t.Context(), "SELECT count(*) FROM sandbox."+table).Scan(&n); err != nil || n != 0 {
+			t.Errorf("%d rows are left in %s (%v)", n, table, err)
+		}
+	}
+}
+
+func TestReplicasThatNoteTheSameUseDoNotWaitForEachOther(t *testing.T) {
+	dsn := migrated(t)
+	const n = 50
+	ids := make([]string, n)
+	first := open(t, dsn, "a", time.Minute)
+	for i := range ids {
+		ids[i] = insert(t, first, sandbox.Sandbox{ID: fmt.Sprintf("sb_%02d", i), State: sandbox.Running}).ID
+	}
+	last := time.Now().Add(time.Hour).UTC().Truncate(time.Microsecond)
+	var wg sync.WaitGroup
+	for _, s := range []*postgres.Store{first, open(t, dsn, "b", time.Minute), open(t, dsn, "c", time.Minute)} {
+		wg.Go(func() {
+			for k := range 20 {
+				used := map[string]time.Time{}
+				for _, id := range ids {
+					used[id] = last.Add(time.Duration(k-19) * time.Second)
+				}
+				if err := s.Touch(t.Context(), used); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	rows, err := first.Find(t.Context(), ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, sb := range rows {
+		if sb.LastActiveTime.Before(last.Add(-19 * time.Second)) {
+			t.Errorf("%s was last used at %s", id, sb.LastActiveTime)
+		}
 	}
 }

@@ -141,9 +141,21 @@ func (s *Store) EndAudit(ctx context.Context, id int64, target, code, reason str
 	return known(s.q.FinishAudit(ctx, queries.FinishAuditParams{ID: id, Target: target, Code: code, Reason: reason}))
 }
 
+// WriteAudit implements sandbox.AuditStore.
+func (s *Store) WriteAudit(ctx context.Context, events []sandbox.AuditEvent) error {
+	var p queries.WriteAuditParams
+	for _, e := range events {
+		p.Uids, p.Times, p.TenantIds, p.KeyIds = append(p.Uids, e.UID), append(p.Times, e.Time), append(p.TenantIds, e.Tenant), append(p.KeyIds, e.KeyID)
+		p.RequestIds, p.Methods, p.Targets = append(p.RequestIds, e.RequestID), append(p.Methods, e.Method), append(p.Targets, e.Target)
+		p.Details, p.Counts = append(p.Details, e.Detail), append(p.Counts, e.Count)
+		p.Codes, p.Reasons = append(p.Codes, e.Code), append(p.Reasons, e.Reason)
+	}
+	return known(s.q.WriteAudit(ctx, p))
+}
+
 // Audit implements sandbox.AuditStore.
 func (s *Store) Audit(ctx context.Context, f sandbox.AuditFilter, limit int) ([]sandbox.AuditEvent, error) {
-	p := queries.ListAuditParams{TenantID: f.Tenant, Target: f.Target, KeyID: f.KeyID, Before: f.Before, RowLimit: int32(limit)}
+	p := queries.ListAuditParams{TenantID: f.Tenant, Target: f.Target, KeyID: f.KeyID, Method: f.Method, Code: f.Code, Before: f.Before, RowLimit: int32(limit)}
 	if !f.Start.IsZero() {
 		p.Since = &f.Start
 	}
@@ -154,7 +166,8 @@ func (s *Store) Audit(ctx context.Context, f sandbox.AuditFilter, limit int) ([]
 	events := make([]sandbox.AuditEvent, len(rows))
 	for i, r := range rows {
 		events[i] = sandbox.AuditEvent{
-			ID: r.ID, Time: r.Time, Tenant: r.TenantID, KeyID: r.KeyID, RequestID: r.RequestID, Method: r.Method, Target: r.Target, Code: r.Code, Reason: r.Reason,
+			ID: r.ID, UID: r.Uid, Time: r.Time, Tenant: r.TenantID, KeyID: r.KeyID, RequestID: r.RequestID, Method: r.Method, Target: r.Target,
+			Detail: r.Detail, Count: r.Count, Code: r.Code, Reason: r.Reason,
 		}
 	}
 	return events, known(err)

@@ -78,7 +78,7 @@ func (a auditing) wrap(method string, h handler) handler {
 }
 
 func (a auditing) audit(ctx context.Context, method string, req any, next grpc.UnaryHandler) (any, error) {
-	e := sandbox.AuditEvent{Tenant: a.Tenant(ctx), Method: method, Target: legible(target(req))}
+	e := sandbox.AuditEvent{Tenant: a.Tenant(ctx), Method: method, Target: sandbox.Legible(target(req))}
 	if a.KeyID != nil {
 		e.KeyID = a.KeyID(ctx)
 	}
@@ -92,7 +92,7 @@ func (a auditing) audit(ctx context.Context, method string, req any, next grpc.U
 	resp, err := next(ctx, req)
 	ended, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
 	defer cancel()
-	if e := a.log.EndAudit(ended, id, legible(target(resp)), codeName(err), apierr.Reason(err)); e != nil {
+	if e := a.log.EndAudit(ended, id, sandbox.Legible(target(resp)), codeName(err), apierr.Reason(err)); e != nil {
 		a.Log.WarnContext(ctx, "end of a call is missing in the audit log", "audit_id", id, "method", method, "error", e)
 	}
 	return resp, err
@@ -123,20 +123,6 @@ func (s *namedStream) RecvMsg(m any) error {
 	return s.ServerStream.RecvMsg(m)
 }
 
-// maxTarget bounds what the log takes of an id that may be nonsense, characters.
-const maxTarget = 128
-
-// legible keeps out what no id has and no database takes.
-func legible(s string) string {
-	n := 0
-	return strings.Map(func(r rune) rune {
-		if n++; n > maxTarget || r < ' ' || r == 0x7f {
-			return -1
-		}
-		return r
-	}, s)
-}
-
 // target is what a message is about.
 func target(m any) string {
 	switch m := m.(type) {
@@ -156,4 +142,25 @@ func target(m any) string {
 		return m.GetKey().GetId()
 	}
 	return ""
+}
+
+// auditor takes in what other daemons write.
+type auditor struct {
+	sandboxv1.UnimplementedAuditServiceServer
+	Config
+}
+
+func (a *auditor) WriteAuditEvents(ctx context.Context, r *sandboxv1.WriteAuditEventsRequest) (*sandboxv1.WriteAuditEventsResponse, error) {
+	events := make([]sandbox.AuditEvent, len(r.GetRecords()))
+	for i, rec := range r.GetRecords() {
+		e := rec.GetEvent()
+		events[i] = sandbox.AuditEvent{
+			UID: rec.GetUid(), Time: e.GetTime().AsTime(), Tenant: e.GetTenantId(), KeyID: e.GetKeyId(), RequestID: e.GetRequestId(), Method: e.GetMethod(),
+			Target: e.GetTarget(), Detail: e.GetDetail(), Count: int64(e.GetCount()), Code: e.GetCode(), Reason: e.GetReason(),
+		}
+	}
+	if err := a.Service.WriteAudit(ctx, events); err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &sandboxv1.WriteAuditEventsResponse{}, nil
 }

@@ -52,6 +52,7 @@ type fakeHost struct {
 	onPause    func(*hostv1.PauseSandboxRequest) error
 	onFork     func(*hostv1.ForkSandboxRequest) error
 	onSnapshot func(*hostv1.SnapshotSandboxRequest) error
+	onDestroy  func(*hostv1.DestroySandboxRequest)
 	// down makes every call UNAVAILABLE.
 	down bool
 }
@@ -122,7 +123,7 @@ func (h *fakeHost) kill(id, reason string) {
 func (h *fakeHost) start(id string, kind sandboxv1.StartKind, restoreID, snapshot string) (*hostv1.HostSandbox, *sandboxv1.RestoreReceipt) {
 	r := &sandboxv1.RestoreReceipt{SandboxId: id, RestoreId: restoreID, Kind: kind, HostId: h.id, SnapshotId: snapshot}
 	h.set(func() { h.receipts[id] = r })
-	return h.put(&hostv1.HostSandbox{SandboxId: id, State: sandboxv1.State_STATE_RUNNING, LastActiveTime: timestamppb.Now()}), r
+	return h.put(&hostv1.HostSandbox{SandboxId: id, State: sandboxv1.State_STATE_RUNNING, LastActiveTime: timestamppb.Now(), RestoreId: restoreID}), r
 }
 
 func (h *fakeHost) StartSandbox(_ context.Context, r *hostv1.StartSandboxRequest) (*hostv1.StartSandboxResponse, error) {
@@ -144,7 +145,14 @@ func (h *fakeHost) DestroySandbox(_ context.Context, r *hostv1.DestroySandboxReq
 	if err := h.called("destroy", r.GetSandboxId()); err != nil {
 		return nil, err
 	}
-	h.set(func() { delete(h.here, r.GetSandboxId()) })
+	if h.onDestroy != nil {
+		h.onDestroy(r)
+	}
+	h.set(func() {
+		if here := h.here[r.GetSandboxId()].GetRestoreId(); r.GetRestoreId() == "" || here == r.GetRestoreId() {
+			delete(h.here, r.GetSandboxId())
+		}
+	})
 	return &hostv1.DestroySandboxResponse{}, nil
 }
 
@@ -389,21 +397,23 @@ func (r *fakeRegistry) GetManifest(_ context.Context, q *snapshotv1.GetManifestR
 	return nil, status.Errorf(codes.NotFound, "no snapshot %q", q.GetSnapshot())
 }
 
-// ListSnapshots lists the tenant's; a snapshot with a name is a template.
-func (r *fakeRegistry) ListSnapshots(ctx context.Context, _ *snapshotv1.ListSnapshotsRequest) (*snapshotv1.ListSnapshotsResponse, error) {
+// GetUsage counts the tenant's snapshots as 1 MiB each; one with a name is a template.
+func (r *fakeRegistry) GetUsage(ctx context.Context, q *snapshotv1.GetUsageRequest) (*snapshotv1.GetUsageResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := &snapshotv1.ListSnapshotsResponse{}
+	out := &snapshotv1.GetUsageResponse{}
+	if q.GetTenantId() != incoming(ctx, "covey-tenant") {
+		return nil, status.Error(codes.InvalidArgument, "the call is another tenant's")
+	}
 	for id, s := range r.snaps {
-		if r.tenants[id] != incoming(ctx, "covey-tenant") {
+		if r.tenants[id] != q.GetTenantId() {
 			continue
 		}
-		snap := proto.CloneOf(s.GetSnapshot())
-		snap.UniqueBytes = 1 << 20
-		if snap.GetName() != "" {
-			snap.Kind = snapshotv1.SnapshotKind_SNAPSHOT_KIND_TEMPLATE
+		out.StoredBytes += 1 << 20
+		out.Snapshots++
+		if s.GetSnapshot().GetName() != "" {
+			out.TemplateIds = append(out.TemplateIds, id)
 		}
-		out.Snapshots = append(out.Snapshots, snap)
 	}
 	return out, nil
 }

@@ -39,6 +39,7 @@ func Register(r grpc.ServiceRegistrar, c Config) {
 	sandboxv1.RegisterSandboxServiceServer(r, &sandboxes{Config: c})
 	sandboxv1.RegisterTenantServiceServer(r, &tenants{Config: c})
 	sandboxv1.RegisterLocatorServiceServer(inside, &locator{Config: c})
+	sandboxv1.RegisterAuditServiceServer(inside, &auditor{Config: c})
 	sandboxv1.RegisterKeyServiceServer(r, &keys{Config: c})
 	sandboxv1.RegisterOperationsServiceServer(r, &operations{Config: c})
 }

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -143,7 +144,7 @@ func (t *tenants) ListAuditEvents(ctx context.Context, r *sandboxv1.ListAuditEve
 	if err := t.adminOnly(ctx); err != nil {
 		return nil, t.fail(ctx, err)
 	}
-	f := sandbox.AuditFilter{Tenant: r.GetTenantId(), Target: r.GetTarget(), KeyID: r.GetKeyId()}
+	f := sandbox.AuditFilter{Tenant: r.GetTenantId(), Target: r.GetTarget(), KeyID: r.GetKeyId(), Method: r.GetMethod(), Code: r.GetCode()}
 	switch f.Tenant {
 	case "":
 		f.Tenant = t.Tenant(ctx)
@@ -165,7 +166,7 @@ func (t *tenants) ListAuditEvents(ctx context.Context, r *sandboxv1.ListAuditEve
 	for _, e := range events {
 		out.Events = append(out.Events, &sandboxv1.AuditEvent{
 			Id: e.ID, Time: stamp(e.Time), TenantId: e.Tenant, KeyId: e.KeyID, RequestId: e.RequestID, Method: e.Method, Target: e.Target,
-			Code: e.Code, Reason: e.Reason,
+			Code: e.Code, Reason: e.Reason, Detail: e.Detail, Count: uint32(min(max(1, e.Count), math.MaxUint32)),
 		})
 	}
 	return out, nil

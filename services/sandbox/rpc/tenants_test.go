@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -272,5 +273,52 @@ func TestTheAuditLogTellsWhoDidWhatAndHowItEnded(t *testing.T) {
 	one, err := r.tenants.ListAuditEvents(asAdmin(t), &sandboxv1.ListAuditEventsRequest{Target: id, KeyId: "key_1", TenantId: "-"})
 	if err != nil || len(one.GetEvents()) != 3 {
 		t.Errorf("of one sandbox: %v, %v", one, err)
+	}
+}
+
+func TestWhatOtherDaemonsWriteIntoTheAuditLogIsWrittenOnceAndFoundByMethodAndResult(t *testing.T) {
+	m := newMesh(t)
+	r := m.replica("one")
+	record := func(uid, method, code string, count uint32) *sandboxv1.AuditRecord {
+		return &sandboxv1.AuditRecord{Uid: uid, Event: &sandboxv1.AuditEvent{
+			Time: timestamppb.Now(), TenantId: "acme", KeyId: "key_1", RequestId: "req_1", Method: method, Target: "sb_1", Detail: "a\x00python3", Code: code, Count: count,
+		}}
+	}
+	write := func(records ...*sandboxv1.AuditRecord) error {
+		_, err := r.audit.WriteAuditEvents(t.Context(), &sandboxv1.WriteAuditEventsRequest{Records: records})
+		return err
+	}
+	for _, batch := range [][]*sandboxv1.AuditRecord{
+		{record("u1", "Exec", "", 1), record("u2", "Connect", "OK", 2)},
+		{record("u1", "Exec", "", 1), record("u2", "Connect", "OK", 7)}, // Again, as the first answer may be lost.
+		{record("u1", "Exec", "DEADLINE_EXCEEDED", 1), record("u2", "Connect", "OK", 3)},
+		{record("u1", "Exec", "", 1)}, // Late: the end stays.
+		nil,
+	} {
+		if err := write(batch...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, bad := range [][]*sandboxv1.AuditRecord{ // No uid, one twice, a long one.
+		{record("", "Exec", "", 1)}, {record("u3", "Exec", "", 1), record("u3", "Exec", "", 1)}, {record(strings.Repeat("x", 65), "Exec", "", 1)},
+	} {
+		wantError(t, write(bad...), codes.InvalidArgument, "INVALID_FIELD", "records")
+	}
+	for want, q := range map[string]*sandboxv1.ListAuditEventsRequest{
+		"[Exec sb_1 apython3 DEADLINE_EXCEEDED 1]": {TenantId: "acme", Method: "Exec", Code: "DEADLINE_EXCEEDED"},
+		"[Connect sb_1 apython3 OK 7]":             {TenantId: "acme", Code: "OK", Target: "sb_1"},
+		"[]":                                       {TenantId: "acme", Method: "Exec", Code: "OK"},
+	} {
+		res, err := r.tenants.ListAuditEvents(asAdmin(t), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := []string{}
+		for _, e := range res.GetEvents() {
+			got = append(got, fmt.Sprint(e.GetMethod(), " ", e.GetTarget(), " ", e.GetDetail(), " ", e.GetCode(), " ", e.GetCount()))
+		}
+		if fmt.Sprint(got) != want {
+			t.Errorf("got %v, want %s", got, want)
+		}
 	}
 }

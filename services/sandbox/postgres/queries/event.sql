@@ -1,6 +1,11 @@
 -- name: ListEvents :many
 SELECT seq, sandbox_id, body FROM sandbox.event
-WHERE tenant_id = @tenant_id AND seq > @after AND (sqlc.arg('sandbox_id')::text = '' OR sandbox_id = @sandbox_id)
+WHERE tenant_id = @tenant_id AND seq > @after
+ORDER BY seq LIMIT @row_limit;
+
+-- name: ListEventsOfSandbox :many
+SELECT seq, sandbox_id, body FROM sandbox.event
+WHERE tenant_id = @tenant_id AND sandbox_id = @sandbox_id AND seq > @after
 ORDER BY seq LIMIT @row_limit;
 
 -- name: EventRange :one

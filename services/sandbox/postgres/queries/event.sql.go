@@ -40,15 +40,14 @@ func (q *Queries) EventRange(ctx context.Context, tenantID string) (EventRangeRo
 
 const listEvents = `-- name: ListEvents :many
 SELECT seq, sandbox_id, body FROM sandbox.event
-WHERE tenant_id = $1 AND seq > $2 AND ($3::text = '' OR sandbox_id = $3)
-ORDER BY seq LIMIT $4
+WHERE tenant_id = $1 AND seq > $2
+ORDER BY seq LIMIT $3
 `
 
 type ListEventsParams struct {
-	TenantID  string `json:"tenant_id"`
-	After     int64  `json:"after"`
-	SandboxID string `json:"sandbox_id"`
-	RowLimit  int32  `json:"row_limit"`
+	TenantID string `json:"tenant_id"`
+	After    int64  `json:"after"`
+	RowLimit int32  `json:"row_limit"`
 }
 
 type ListEventsRow struct {
@@ -58,12 +57,7 @@ type ListEventsRow struct {
 }
 
 func (q *Queries) ListEvents(ctx context.Context, arg ListEventsParams) ([]ListEventsRow, error) {
-	rows, err := q.db.Query(ctx, listEvents,
-		arg.TenantID,
-		arg.After,
-		arg.SandboxID,
-		arg.RowLimit,
-	)
+	rows, err := q.db.Query(ctx, listEvents, arg.TenantID, arg.After, arg.RowLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +65,50 @@ func (q *Queries) ListEvents(ctx context.Context, arg ListEventsParams) ([]ListE
 	var items []ListEventsRow
 	for rows.Next() {
 		var i ListEventsRow
+		if err := rows.Scan(&i.Seq, &i.SandboxID, &i.Body); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listEventsOfSandbox = `-- name: ListEventsOfSandbox :many
+SELECT seq, sandbox_id, body FROM sandbox.event
+WHERE tenant_id = $1 AND sandbox_id = $2 AND seq > $3
+ORDER BY seq LIMIT $4
+`
+
+type ListEventsOfSandboxParams struct {
+	TenantID  string `json:"tenant_id"`
+	SandboxID string `json:"sandbox_id"`
+	After     int64  `json:"after"`
+	RowLimit  int32  `json:"row_limit"`
+}
+
+type ListEventsOfSandboxRow struct {
+	Seq       int64           `json:"seq"`
+	SandboxID string          `json:"sandbox_id"`
+	Body      json.RawMessage `json:"body"`
+}
+
+func (q *Queries) ListEventsOfSandbox(ctx context.Context, arg ListEventsOfSandboxParams) ([]ListEventsOfSandboxRow, error) {
+	rows, err := q.db.Query(ctx, listEventsOfSandbox,
+		arg.TenantID,
+		arg.SandboxID,
+		arg.After,
+		arg.RowLimit,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListEventsOfSandboxRow
+	for rows.Next() {
+		var i ListEventsOfSandboxRow
 		if err := rows.Scan(&i.Seq, &i.SandboxID, &i.Body); err != nil {
 			return nil, err
 		}

@@ -21,6 +21,9 @@ type Audit struct {
 	Target    string    `json:"target"`
 	Code      string    `json:"code"`
 	Reason    string    `json:"reason"`
+	Uid       string    `json:"uid"`
+	Detail    string    `json:"detail"`
+	Count     int64     `json:"count"`
 }
 
 type Chore struct {

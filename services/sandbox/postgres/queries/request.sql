@@ -24,8 +24,9 @@ WHERE work_id = ANY (sqlc.arg('work_ids')::text[]) AND lease_owner = @owner
 RETURNING work_id;
 
 -- name: DeleteOldRequests :exec
+-- Answered or not: no work takes that long, and what its worker left is only taken up by who asks again.
 DELETE FROM sandbox.request
-WHERE create_time < now() - sqlc.arg('keep_ms')::bigint * interval '1 millisecond' AND outcome IS NOT NULL;
+WHERE create_time < now() - sqlc.arg('keep_ms')::bigint * interval '1 millisecond';
 
 -- name: NotifyRequest :exec
 SELECT pg_notify('covey_sandbox', sqlc.arg('sandbox_id')::text || ' ' || sqlc.arg('tenant_id')::text);

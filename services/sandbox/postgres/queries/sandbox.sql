@@ -16,6 +16,8 @@ SET state_time         = CASE WHEN state <> @state
                               ELSE state_time END,
     state              = @state,
     reason             = @reason,
+    -- What is gone needs its environment no more, which may hold secrets.
+    spec               = CASE WHEN @state IN ('STOPPED', 'FAILED') THEN spec - 'Env' ELSE spec END,
     host_id            = @host_id,
     snapshot_id        = @snapshot_id,
     base_snapshot_id   = @base_snapshot_id,
@@ -93,11 +95,14 @@ RETURNING id, work_id;
 UPDATE sandbox.sandbox SET lease_until = now() WHERE lease_owner = @owner AND work_id = @work_id AND lease_until > now();
 
 -- name: TouchSandboxes :exec
--- Notes use. No change of version: it happens all the time and no watcher waits for it.
+-- Notes use. No change of version: it happens all the time and no watcher waits for it. Rows that another is changing are left out, for they
+-- are noted again within seconds: waiting for them, two replicas that note the same use could wait for each other.
 UPDATE sandbox.sandbox s
 SET last_active_time = t.at
 FROM (SELECT unnest(sqlc.arg('ids')::text[]) AS id, unnest(sqlc.arg('times')::timestamptz[]) AS at) t
-WHERE s.id = t.id AND s.last_active_time < t.at;
+WHERE s.id = t.id AND s.id IN (SELECT o.id FROM sandbox.sandbox o
+                               JOIN (SELECT unnest(sqlc.arg('ids')::text[]) AS id, unnest(sqlc.arg('times')::timestamptz[]) AS at) n ON n.id = o.id
+                               WHERE o.last_active_time < n.at FOR UPDATE OF o SKIP LOCKED);
 
 -- name: CountSnapshotUsers :one
 SELECT count(*) FROM sandbox.sandbox

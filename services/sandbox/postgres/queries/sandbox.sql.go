@@ -625,7 +625,9 @@ const touchSandboxes = `-- name: TouchSandboxes :exec
 UPDATE sandbox.sandbox s
 SET last_active_time = t.at
 FROM (SELECT unnest($1::text[]) AS id, unnest($2::timestamptz[]) AS at) t
-WHERE s.id = t.id AND s.last_active_time < t.at
+WHERE s.id = t.id AND s.id IN (SELECT o.id FROM sandbox.sandbox o
+                               JOIN (SELECT unnest($1::text[]) AS id, unnest($2::timestamptz[]) AS at) n ON n.id = o.id
+                               WHERE o.last_active_time < n.at FOR UPDATE OF o SKIP LOCKED)
 `
 
 type TouchSandboxesParams struct {
@@ -633,7 +635,8 @@ type TouchSandboxesParams struct {
 	Times []time.Time `json:"times"`
 }
 
-// Notes use. No change of version: it happens all the time and no watcher waits for it.
+// Notes use. No change of version: it happens all the time and no watcher waits for it. Rows that another is changing are left out, for they
+// are noted again within seconds: waiting for them, two replicas that note the same use could wait for each other.
 func (q *Queries) TouchSandboxes(ctx context.Context, arg TouchSandboxesParams) error {
 	_, err := q.db.Exec(ctx, touchSandboxes, arg.Ids, arg.Times)
 	return err
@@ -646,6 +649,8 @@ SET state_time         = CASE WHEN state <> $1
                               ELSE state_time END,
     state              = $1,
     reason             = $3,
+    -- What is gone needs its environment no more, which may hold secrets.
+    spec               = CASE WHEN $1 IN ('STOPPED', 'FAILED') THEN spec - 'Env' ELSE spec END,
     host_id            = $4,
     snapshot_id        = $5,
     base_snapshot_id   = $6,

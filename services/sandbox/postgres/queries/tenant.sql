@@ -63,9 +63,19 @@ RETURNING id;
 -- name: FinishAudit :exec
 UPDATE sandbox.audit SET code = @code, reason = @reason, target = CASE WHEN @target::text = '' THEN target ELSE @target END WHERE id = @id;
 
+-- name: WriteAudit :exec
+-- An event that is there keeps when and what it was; how it ended and how often are the last writer's.
+INSERT INTO sandbox.audit AS a (uid, time, tenant_id, key_id, request_id, method, target, detail, count, code, reason)
+SELECT unnest(@uids::text[]), unnest(@times::timestamptz[]), unnest(@tenant_ids::text[]), unnest(@key_ids::text[]), unnest(@request_ids::text[]),
+       unnest(@methods::text[]), unnest(@targets::text[]), unnest(@details::text[]), unnest(@counts::bigint[]), unnest(@codes::text[]), unnest(@reasons::text[])
+ON CONFLICT (uid) WHERE uid <> '' DO UPDATE SET
+    code = CASE WHEN excluded.code = '' THEN a.code ELSE excluded.code END, reason = CASE WHEN excluded.code = '' THEN a.reason ELSE excluded.reason END,
+    target = CASE WHEN excluded.target = '' THEN a.target ELSE excluded.target END, count = greatest(a.count, excluded.count);
+
 -- name: ListAudit :many
 SELECT * FROM sandbox.audit
 WHERE (@tenant_id::text = '' OR tenant_id = @tenant_id) AND (@target::text = '' OR target = @target) AND (@key_id::text = '' OR key_id = @key_id)
+  AND (@method::text = '' OR method = @method) AND (@code::text = '' OR code = @code)
   AND (sqlc.narg('since')::timestamptz IS NULL OR time >= sqlc.narg('since')) AND (sqlc.narg('until')::timestamptz IS NULL OR time < sqlc.narg('until'))
   AND (sqlc.arg('before')::bigint = 0 OR id < sqlc.arg('before')::bigint)
 ORDER BY id DESC LIMIT @row_limit;

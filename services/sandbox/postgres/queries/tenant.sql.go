@@ -149,17 +149,20 @@ func (q *Queries) InsertAudit(ctx context.Context, arg InsertAuditParams) (int64
 }
 
 const listAudit = `-- name: ListAudit :many
-SELECT id, time, tenant_id, key_id, request_id, method, target, code, reason FROM sandbox.audit
+SELECT id, time, tenant_id, key_id, request_id, method, target, code, reason, uid, detail, count FROM sandbox.audit
 WHERE ($1::text = '' OR tenant_id = $1) AND ($2::text = '' OR target = $2) AND ($3::text = '' OR key_id = $3)
-  AND ($4::timestamptz IS NULL OR time >= $4) AND ($5::timestamptz IS NULL OR time < $5)
-  AND ($6::bigint = 0 OR id < $6::bigint)
-ORDER BY id DESC LIMIT $7
+  AND ($4::text = '' OR method = $4) AND ($5::text = '' OR code = $5)
+  AND ($6::timestamptz IS NULL OR time >= $6) AND ($7::timestamptz IS NULL OR time < $7)
+  AND ($8::bigint = 0 OR id < $8::bigint)
+ORDER BY id DESC LIMIT $9
 `
 
 type ListAuditParams struct {
 	TenantID string     `json:"tenant_id"`
 	Target   string     `json:"target"`
 	KeyID    string     `json:"key_id"`
+	Method   string     `json:"method"`
+	Code     string     `json:"code"`
 	Since    *time.Time `json:"since"`
 	Until    *time.Time `json:"until"`
 	Before   int64      `json:"before"`
@@ -171,6 +174,8 @@ func (q *Queries) ListAudit(ctx context.Context, arg ListAuditParams) ([]Audit, 
 		arg.TenantID,
 		arg.Target,
 		arg.KeyID,
+		arg.Method,
+		arg.Code,
 		arg.Since,
 		arg.Until,
 		arg.Before,
@@ -193,6 +198,9 @@ func (q *Queries) ListAudit(ctx context.Context, arg ListAuditParams) ([]Audit, 
 			&i.Target,
 			&i.Code,
 			&i.Reason,
+			&i.Uid,
+			&i.Detail,
+			&i.Count,
 		); err != nil {
 			return nil, err
 		}
@@ -354,4 +362,45 @@ func (q *Queries) SumUsage(ctx context.Context, arg SumUsageParams) ([]SumUsageR
 		return nil, err
 	}
 	return items, nil
+}
+
+const writeAudit = `-- name: WriteAudit :exec
+INSERT INTO sandbox.audit AS a (uid, time, tenant_id, key_id, request_id, method, target, detail, count, code, reason)
+SELECT unnest($1::text[]), unnest($2::timestamptz[]), unnest($3::text[]), unnest($4::text[]), unnest($5::text[]),
+       unnest($6::text[]), unnest($7::text[]), unnest($8::text[]), unnest($9::bigint[]), unnest($10::text[]), unnest($11::text[])
+ON CONFLICT (uid) WHERE uid <> '' DO UPDATE SET
+    code = CASE WHEN excluded.code = '' THEN a.code ELSE excluded.code END, reason = CASE WHEN excluded.code = '' THEN a.reason ELSE excluded.reason END,
+    target = CASE WHEN excluded.target = '' THEN a.target ELSE excluded.target END, count = greatest(a.count, excluded.count)
+`
+
+type WriteAuditParams struct {
+	Uids       []string    `json:"uids"`
+	Times      []time.Time `json:"times"`
+	TenantIds  []string    `json:"tenant_ids"`
+	KeyIds     []string    `json:"key_ids"`
+	RequestIds []string    `json:"request_ids"`
+	Methods    []string    `json:"methods"`
+	Targets    []string    `json:"targets"`
+	Details    []string    `json:"details"`
+	Counts     []int64     `json:"counts"`
+	Codes      []string    `json:"codes"`
+	Reasons    []string    `json:"reasons"`
+}
+
+// An event that is there keeps when and what it was; how it ended and how often are the last writer's.
+func (q *Queries) WriteAudit(ctx context.Context, arg WriteAuditParams) error {
+	_, err := q.db.Exec(ctx, writeAudit,
+		arg.Uids,
+		arg.Times,
+		arg.TenantIds,
+		arg.KeyIds,
+		arg.RequestIds,
+		arg.Methods,
+		arg.Targets,
+		arg.Details,
+		arg.Counts,
+		arg.Codes,
+		arg.Reasons,
+	)
+	return err
 }

@@ -3217,6 +3217,355 @@ func (x *RestoreVerdict) GetReasons() []string {
 	return nil
 }
 
+// GetSandboxMetricsRequest names a sandbox.
+type GetSandboxMetricsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sandbox.
+	SandboxId     string `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSandboxMetricsRequest) Reset() {
+	*x = GetSandboxMetricsRequest{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSandboxMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSandboxMetricsRequest) ProtoMessage() {}
+
+func (x *GetSandboxMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSandboxMetricsRequest.ProtoReflect.Descriptor instead.
+func (*GetSandboxMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *GetSandboxMetricsRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+// GetSandboxMetricsResponse is what a sandbox uses. The fields are those of the host agent's answer, number by number.
+type GetSandboxMetricsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CPU time of the VMM since the sandbox's last start, microseconds.
+	CpuUsec int64 `protobuf:"varint,1,opt,name=cpu_usec,json=cpuUsec,proto3" json:"cpu_usec,omitempty"`
+	// Memory of the guest that only this VM has, bytes.
+	GuestPrivateBytes int64 `protobuf:"varint,2,opt,name=guest_private_bytes,json=guestPrivateBytes,proto3" json:"guest_private_bytes,omitempty"`
+	// Proportional share of all memory of the VMM, bytes.
+	HostPssBytes int64 `protobuf:"varint,3,opt,name=host_pss_bytes,json=hostPssBytes,proto3" json:"host_pss_bytes,omitempty"`
+	// Bytes in the disk's overlay.
+	DiskOverlayBytes int64 `protobuf:"varint,4,opt,name=disk_overlay_bytes,json=diskOverlayBytes,proto3" json:"disk_overlay_bytes,omitempty"`
+	// Memory in the guest, bytes.
+	GuestMemoryTotalBytes int64 `protobuf:"varint,5,opt,name=guest_memory_total_bytes,json=guestMemoryTotalBytes,proto3" json:"guest_memory_total_bytes,omitempty"`
+	// Available in the guest, bytes.
+	GuestMemoryAvailableBytes int64 `protobuf:"varint,6,opt,name=guest_memory_available_bytes,json=guestMemoryAvailableBytes,proto3" json:"guest_memory_available_bytes,omitempty"`
+	// CPU time in use in the guest since it booted, microseconds.
+	GuestCpuBusyUsec int64 `protobuf:"varint,7,opt,name=guest_cpu_busy_usec,json=guestCpuBusyUsec,proto3" json:"guest_cpu_busy_usec,omitempty"`
+	// What it used until now, oldest first: a sample every 10 seconds for at most the last hour. The sandbox's host keeps it
+	// in memory, so it begins anew with a pause and resume, a move to another host, and a restart of the host agent. What
+	// must outlive those is in GetUsage.
+	History       []*SandboxMetricsSample `protobuf:"bytes,8,rep,name=history,proto3" json:"history,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSandboxMetricsResponse) Reset() {
+	*x = GetSandboxMetricsResponse{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSandboxMetricsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSandboxMetricsResponse) ProtoMessage() {}
+
+func (x *GetSandboxMetricsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSandboxMetricsResponse.ProtoReflect.Descriptor instead.
+func (*GetSandboxMetricsResponse) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *GetSandboxMetricsResponse) GetCpuUsec() int64 {
+	if x != nil {
+		return x.CpuUsec
+	}
+	return 0
+}
+
+func (x *GetSandboxMetricsResponse) GetGuestPrivateBytes() int64 {
+	if x != nil {
+		return x.GuestPrivateBytes
+	}
+	return 0
+}
+
+func (x *GetSandboxMetricsResponse) GetHostPssBytes() int64 {
+	if x != nil {
+		return x.HostPssBytes
+	}
+	return 0
+}
+
+func (x *GetSandboxMetricsResponse) GetDiskOverlayBytes() int64 {
+	if x != nil {
+		return x.DiskOverlayBytes
+	}
+	return 0
+}
+
+func (x *GetSandboxMetricsResponse) GetGuestMemoryTotalBytes() int64 {
+	if x != nil {
+		return x.GuestMemoryTotalBytes
+	}
+	return 0
+}
+
+func (x *GetSandboxMetricsResponse) GetGuestMemoryAvailableBytes() int64 {
+	if x != nil {
+		return x.GuestMemoryAvailableBytes
+	}
+	return 0
+}
+
+func (x *GetSandboxMetricsResponse) GetGuestCpuBusyUsec() int64 {
+	if x != nil {
+		return x.GuestCpuBusyUsec
+	}
+	return 0
+}
+
+func (x *GetSandboxMetricsResponse) GetHistory() []*SandboxMetricsSample {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+// SandboxMetricsSample is what a sandbox used at one time.
+type SandboxMetricsSample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// CPU time of the VMM until then, microseconds.
+	CpuUsec int64 `protobuf:"varint,2,opt,name=cpu_usec,json=cpuUsec,proto3" json:"cpu_usec,omitempty"`
+	// Share of its virtual CPUs that was in use since the sample before: 1 means all of them, all the time.
+	CpuFraction float64 `protobuf:"fixed64,3,opt,name=cpu_fraction,json=cpuFraction,proto3" json:"cpu_fraction,omitempty"`
+	// Memory of the guest that only this VM had, bytes.
+	GuestPrivateBytes int64 `protobuf:"varint,4,opt,name=guest_private_bytes,json=guestPrivateBytes,proto3" json:"guest_private_bytes,omitempty"`
+	// Bytes in the disk's overlay.
+	DiskOverlayBytes int64 `protobuf:"varint,5,opt,name=disk_overlay_bytes,json=diskOverlayBytes,proto3" json:"disk_overlay_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *SandboxMetricsSample) Reset() {
+	*x = SandboxMetricsSample{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxMetricsSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxMetricsSample) ProtoMessage() {}
+
+func (x *SandboxMetricsSample) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxMetricsSample.ProtoReflect.Descriptor instead.
+func (*SandboxMetricsSample) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *SandboxMetricsSample) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *SandboxMetricsSample) GetCpuUsec() int64 {
+	if x != nil {
+		return x.CpuUsec
+	}
+	return 0
+}
+
+func (x *SandboxMetricsSample) GetCpuFraction() float64 {
+	if x != nil {
+		return x.CpuFraction
+	}
+	return 0
+}
+
+func (x *SandboxMetricsSample) GetGuestPrivateBytes() int64 {
+	if x != nil {
+		return x.GuestPrivateBytes
+	}
+	return 0
+}
+
+func (x *SandboxMetricsSample) GetDiskOverlayBytes() int64 {
+	if x != nil {
+		return x.DiskOverlayBytes
+	}
+	return 0
+}
+
+// ReadSandboxLogsRequest names a sandbox.
+type ReadSandboxLogsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sandbox.
+	SandboxId string `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Only the last so many bytes; 0 means all that is kept since the sandbox's last start.
+	TailBytes int64 `protobuf:"varint,2,opt,name=tail_bytes,json=tailBytes,proto3" json:"tail_bytes,omitempty"`
+	// Go on with what is written from now on, until the VM ends.
+	Follow        bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadSandboxLogsRequest) Reset() {
+	*x = ReadSandboxLogsRequest{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadSandboxLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadSandboxLogsRequest) ProtoMessage() {}
+
+func (x *ReadSandboxLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadSandboxLogsRequest.ProtoReflect.Descriptor instead.
+func (*ReadSandboxLogsRequest) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ReadSandboxLogsRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ReadSandboxLogsRequest) GetTailBytes() int64 {
+	if x != nil {
+		return x.TailBytes
+	}
+	return 0
+}
+
+func (x *ReadSandboxLogsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+// ReadSandboxLogsResponse is a piece of a console's log.
+type ReadSandboxLogsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes; at most 64 KiB a frame.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadSandboxLogsResponse) Reset() {
+	*x = ReadSandboxLogsResponse{}
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadSandboxLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadSandboxLogsResponse) ProtoMessage() {}
+
+func (x *ReadSandboxLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_sandbox_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadSandboxLogsResponse.ProtoReflect.Descriptor instead.
+func (*ReadSandboxLogsResponse) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_sandbox_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ReadSandboxLogsResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_covey_sandbox_v1_sandbox_proto protoreflect.FileDescriptor
 
 const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
@@ -3473,7 +3822,33 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x0eRestoreVerdict\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x10\n" +
 	"\x03can\x18\x02 \x01(\bR\x03can\x12\x18\n" +
-	"\areasons\x18\x03 \x03(\tR\areasons*\xca\x01\n" +
+	"\areasons\x18\x03 \x03(\tR\areasons\"9\n" +
+	"\x18GetSandboxMetricsRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\xa5\x03\n" +
+	"\x19GetSandboxMetricsResponse\x12\x19\n" +
+	"\bcpu_usec\x18\x01 \x01(\x03R\acpuUsec\x12.\n" +
+	"\x13guest_private_bytes\x18\x02 \x01(\x03R\x11guestPrivateBytes\x12$\n" +
+	"\x0ehost_pss_bytes\x18\x03 \x01(\x03R\fhostPssBytes\x12,\n" +
+	"\x12disk_overlay_bytes\x18\x04 \x01(\x03R\x10diskOverlayBytes\x127\n" +
+	"\x18guest_memory_total_bytes\x18\x05 \x01(\x03R\x15guestMemoryTotalBytes\x12?\n" +
+	"\x1cguest_memory_available_bytes\x18\x06 \x01(\x03R\x19guestMemoryAvailableBytes\x12-\n" +
+	"\x13guest_cpu_busy_usec\x18\a \x01(\x03R\x10guestCpuBusyUsec\x12@\n" +
+	"\ahistory\x18\b \x03(\v2&.covey.sandbox.v1.SandboxMetricsSampleR\ahistory\"\xe2\x01\n" +
+	"\x14SandboxMetricsSample\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x19\n" +
+	"\bcpu_usec\x18\x02 \x01(\x03R\acpuUsec\x12!\n" +
+	"\fcpu_fraction\x18\x03 \x01(\x01R\vcpuFraction\x12.\n" +
+	"\x13guest_private_bytes\x18\x04 \x01(\x03R\x11guestPrivateBytes\x12,\n" +
+	"\x12disk_overlay_bytes\x18\x05 \x01(\x03R\x10diskOverlayBytes\"n\n" +
+	"\x16ReadSandboxLogsRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1d\n" +
+	"\n" +
+	"tail_bytes\x18\x02 \x01(\x03R\ttailBytes\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\"-\n" +
+	"\x17ReadSandboxLogsResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data*\xca\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATE_PENDING\x10\x01\x12\x12\n" +
@@ -3507,7 +3882,7 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x16DRAIN_STEP_LEFT_PAUSED\x10\x06\x12\x14\n" +
 	"\x10DRAIN_STEP_ENDED\x10\a\x12\x15\n" +
 	"\x11DRAIN_STEP_FAILED\x10\b\x12\x13\n" +
-	"\x0fDRAIN_STEP_DONE\x10\t2\xa4\f\n" +
+	"\x0fDRAIN_STEP_DONE\x10\t2\xa9\x0e\n" +
 	"\x0eSandboxService\x12\x83\x01\n" +
 	"\rCreateSandbox\x12&.covey.sandbox.v1.CreateSandboxRequest\x1a'.covey.sandbox.v1.CreateSandboxResponse\"!\x82\xd3\xe4\x93\x02\x1b:\x01*b\asandbox\"\r/v1/sandboxes\x12\x84\x01\n" +
 	"\n" +
@@ -3519,7 +3894,9 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\vPingSandbox\x12$.covey.sandbox.v1.PingSandboxRequest\x1a%.covey.sandbox.v1.PingSandboxResponse\"3\x82\xd3\xe4\x93\x02-:\x01*b\asandbox\"\x1f/v1/sandboxes/{sandbox_id}/ping\x12\x86\x01\n" +
 	"\vForkSandbox\x12$.covey.sandbox.v1.ForkSandboxRequest\x1a%.covey.sandbox.v1.ForkSandboxResponse\"*\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/sandboxes/{sandbox_id}/fork\x12\x87\x01\n" +
 	"\x0eCreateSnapshot\x12'.covey.sandbox.v1.CreateSnapshotRequest\x1a(.covey.sandbox.v1.CreateSnapshotResponse\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*b\bsnapshot\"\r/v1/snapshots\x12\xa1\x01\n" +
-	"\x11GetRestoreReceipt\x12*.covey.sandbox.v1.GetRestoreReceiptRequest\x1a+.covey.sandbox.v1.GetRestoreReceiptResponse\"3\x82\xd3\xe4\x93\x02-b\areceipt\x12\"/v1/sandboxes/{sandbox_id}/receipt\x12\x82\x01\n" +
+	"\x11GetRestoreReceipt\x12*.covey.sandbox.v1.GetRestoreReceiptRequest\x1a+.covey.sandbox.v1.GetRestoreReceiptResponse\"3\x82\xd3\xe4\x93\x02-b\areceipt\x12\"/v1/sandboxes/{sandbox_id}/receipt\x12\x98\x01\n" +
+	"\x11GetSandboxMetrics\x12*.covey.sandbox.v1.GetSandboxMetricsRequest\x1a+.covey.sandbox.v1.GetSandboxMetricsResponse\"*\x82\xd3\xe4\x93\x02$\x12\"/v1/sandboxes/{sandbox_id}/metrics\x12h\n" +
+	"\x0fReadSandboxLogs\x12(.covey.sandbox.v1.ReadSandboxLogsRequest\x1a).covey.sandbox.v1.ReadSandboxLogsResponse0\x01\x12\x82\x01\n" +
 	"\x0eWatchSandboxes\x12'.covey.sandbox.v1.WatchSandboxesRequest\x1a(.covey.sandbox.v1.WatchSandboxesResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/sandboxes:watch0\x012\xd1\x01\n" +
 	"\x0eLocatorService\x12`\n" +
 	"\rLocateSandbox\x12&.covey.sandbox.v1.LocateSandboxRequest\x1a'.covey.sandbox.v1.LocateSandboxResponse\x12]\n" +
@@ -3547,7 +3924,7 @@ func file_covey_sandbox_v1_sandbox_proto_rawDescGZIP() []byte {
 }
 
 var file_covey_sandbox_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_covey_sandbox_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_covey_sandbox_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_covey_sandbox_v1_sandbox_proto_goTypes = []any{
 	(State)(0),                         // 0: covey.sandbox.v1.State
 	(RestorePolicy)(0),                 // 1: covey.sandbox.v1.RestorePolicy
@@ -3597,97 +3974,108 @@ var file_covey_sandbox_v1_sandbox_proto_goTypes = []any{
 	(*CanRestoreSnapshotRequest)(nil),  // 45: covey.sandbox.v1.CanRestoreSnapshotRequest
 	(*CanRestoreSnapshotResponse)(nil), // 46: covey.sandbox.v1.CanRestoreSnapshotResponse
 	(*RestoreVerdict)(nil),             // 47: covey.sandbox.v1.RestoreVerdict
-	nil,                                // 48: covey.sandbox.v1.Sandbox.MetadataEntry
-	nil,                                // 49: covey.sandbox.v1.CreateSandboxRequest.MetadataEntry
-	nil,                                // 50: covey.sandbox.v1.CreateSandboxRequest.EnvEntry
-	nil,                                // 51: covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntry
-	nil,                                // 52: covey.sandbox.v1.ListSandboxesRequest.MetadataEntry
-	nil,                                // 53: covey.sandbox.v1.ForkSandboxRequest.MetadataEntry
-	nil,                                // 54: covey.sandbox.v1.CreateSnapshotRequest.MetadataEntry
-	(*timestamppb.Timestamp)(nil),      // 55: google.protobuf.Timestamp
-	(*v1.Snapshot)(nil),                // 56: covey.snapshot.v1.Snapshot
+	(*GetSandboxMetricsRequest)(nil),   // 48: covey.sandbox.v1.GetSandboxMetricsRequest
+	(*GetSandboxMetricsResponse)(nil),  // 49: covey.sandbox.v1.GetSandboxMetricsResponse
+	(*SandboxMetricsSample)(nil),       // 50: covey.sandbox.v1.SandboxMetricsSample
+	(*ReadSandboxLogsRequest)(nil),     // 51: covey.sandbox.v1.ReadSandboxLogsRequest
+	(*ReadSandboxLogsResponse)(nil),    // 52: covey.sandbox.v1.ReadSandboxLogsResponse
+	nil,                                // 53: covey.sandbox.v1.Sandbox.MetadataEntry
+	nil,                                // 54: covey.sandbox.v1.CreateSandboxRequest.MetadataEntry
+	nil,                                // 55: covey.sandbox.v1.CreateSandboxRequest.EnvEntry
+	nil,                                // 56: covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntry
+	nil,                                // 57: covey.sandbox.v1.ListSandboxesRequest.MetadataEntry
+	nil,                                // 58: covey.sandbox.v1.ForkSandboxRequest.MetadataEntry
+	nil,                                // 59: covey.sandbox.v1.CreateSnapshotRequest.MetadataEntry
+	(*timestamppb.Timestamp)(nil),      // 60: google.protobuf.Timestamp
+	(*v1.Snapshot)(nil),                // 61: covey.snapshot.v1.Snapshot
 }
 var file_covey_sandbox_v1_sandbox_proto_depIdxs = []int32{
 	0,  // 0: covey.sandbox.v1.Sandbox.state:type_name -> covey.sandbox.v1.State
-	48, // 1: covey.sandbox.v1.Sandbox.metadata:type_name -> covey.sandbox.v1.Sandbox.MetadataEntry
-	55, // 2: covey.sandbox.v1.Sandbox.create_time:type_name -> google.protobuf.Timestamp
-	55, // 3: covey.sandbox.v1.Sandbox.state_time:type_name -> google.protobuf.Timestamp
-	55, // 4: covey.sandbox.v1.Sandbox.last_active_time:type_name -> google.protobuf.Timestamp
-	49, // 5: covey.sandbox.v1.CreateSandboxRequest.metadata:type_name -> covey.sandbox.v1.CreateSandboxRequest.MetadataEntry
-	50, // 6: covey.sandbox.v1.CreateSandboxRequest.env:type_name -> covey.sandbox.v1.CreateSandboxRequest.EnvEntry
+	53, // 1: covey.sandbox.v1.Sandbox.metadata:type_name -> covey.sandbox.v1.Sandbox.MetadataEntry
+	60, // 2: covey.sandbox.v1.Sandbox.create_time:type_name -> google.protobuf.Timestamp
+	60, // 3: covey.sandbox.v1.Sandbox.state_time:type_name -> google.protobuf.Timestamp
+	60, // 4: covey.sandbox.v1.Sandbox.last_active_time:type_name -> google.protobuf.Timestamp
+	54, // 5: covey.sandbox.v1.CreateSandboxRequest.metadata:type_name -> covey.sandbox.v1.CreateSandboxRequest.MetadataEntry
+	55, // 6: covey.sandbox.v1.CreateSandboxRequest.env:type_name -> covey.sandbox.v1.CreateSandboxRequest.EnvEntry
 	6,  // 7: covey.sandbox.v1.CreateSandboxRequest.network:type_name -> covey.sandbox.v1.NetworkPolicy
 	1,  // 8: covey.sandbox.v1.CreateSandboxRequest.restore_policy:type_name -> covey.sandbox.v1.RestorePolicy
-	51, // 9: covey.sandbox.v1.CreateSandboxRequest.host_labels:type_name -> covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntry
+	56, // 9: covey.sandbox.v1.CreateSandboxRequest.host_labels:type_name -> covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntry
 	4,  // 10: covey.sandbox.v1.CreateSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
 	4,  // 11: covey.sandbox.v1.GetSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
 	0,  // 12: covey.sandbox.v1.ListSandboxesRequest.states:type_name -> covey.sandbox.v1.State
-	52, // 13: covey.sandbox.v1.ListSandboxesRequest.metadata:type_name -> covey.sandbox.v1.ListSandboxesRequest.MetadataEntry
+	57, // 13: covey.sandbox.v1.ListSandboxesRequest.metadata:type_name -> covey.sandbox.v1.ListSandboxesRequest.MetadataEntry
 	4,  // 14: covey.sandbox.v1.ListSandboxesResponse.sandboxes:type_name -> covey.sandbox.v1.Sandbox
 	4,  // 15: covey.sandbox.v1.DeleteSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
 	4,  // 16: covey.sandbox.v1.PauseSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
 	1,  // 17: covey.sandbox.v1.ResumeSandboxRequest.restore_policy:type_name -> covey.sandbox.v1.RestorePolicy
 	4,  // 18: covey.sandbox.v1.ResumeSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
 	4,  // 19: covey.sandbox.v1.PingSandboxResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
-	53, // 20: covey.sandbox.v1.ForkSandboxRequest.metadata:type_name -> covey.sandbox.v1.ForkSandboxRequest.MetadataEntry
+	58, // 20: covey.sandbox.v1.ForkSandboxRequest.metadata:type_name -> covey.sandbox.v1.ForkSandboxRequest.MetadataEntry
 	4,  // 21: covey.sandbox.v1.ForkSandboxResponse.sandboxes:type_name -> covey.sandbox.v1.Sandbox
-	54, // 22: covey.sandbox.v1.CreateSnapshotRequest.metadata:type_name -> covey.sandbox.v1.CreateSnapshotRequest.MetadataEntry
-	56, // 23: covey.sandbox.v1.CreateSnapshotResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
+	59, // 22: covey.sandbox.v1.CreateSnapshotRequest.metadata:type_name -> covey.sandbox.v1.CreateSnapshotRequest.MetadataEntry
+	61, // 23: covey.sandbox.v1.CreateSnapshotResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
 	26, // 24: covey.sandbox.v1.GetRestoreReceiptResponse.receipt:type_name -> covey.sandbox.v1.RestoreReceipt
 	2,  // 25: covey.sandbox.v1.RestoreReceipt.kind:type_name -> covey.sandbox.v1.StartKind
 	27, // 26: covey.sandbox.v1.RestoreReceipt.phases:type_name -> covey.sandbox.v1.Phase
 	28, // 27: covey.sandbox.v1.RestoreReceipt.page_sources:type_name -> covey.sandbox.v1.PageSource
 	29, // 28: covey.sandbox.v1.RestoreReceipt.attestation:type_name -> covey.sandbox.v1.Attestation
-	55, // 29: covey.sandbox.v1.RestoreReceipt.start_time:type_name -> google.protobuf.Timestamp
+	60, // 29: covey.sandbox.v1.RestoreReceipt.start_time:type_name -> google.protobuf.Timestamp
 	4,  // 30: covey.sandbox.v1.WatchSandboxesResponse.sandbox:type_name -> covey.sandbox.v1.Sandbox
-	55, // 31: covey.sandbox.v1.Key.create_time:type_name -> google.protobuf.Timestamp
-	55, // 32: covey.sandbox.v1.Key.last_use_time:type_name -> google.protobuf.Timestamp
-	55, // 33: covey.sandbox.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
+	60, // 31: covey.sandbox.v1.Key.create_time:type_name -> google.protobuf.Timestamp
+	60, // 32: covey.sandbox.v1.Key.last_use_time:type_name -> google.protobuf.Timestamp
+	60, // 33: covey.sandbox.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
 	36, // 34: covey.sandbox.v1.CreateKeyResponse.key:type_name -> covey.sandbox.v1.Key
 	36, // 35: covey.sandbox.v1.ListKeysResponse.keys:type_name -> covey.sandbox.v1.Key
 	36, // 36: covey.sandbox.v1.RevokeKeyResponse.key:type_name -> covey.sandbox.v1.Key
 	3,  // 37: covey.sandbox.v1.DrainHostResponse.step:type_name -> covey.sandbox.v1.DrainStep
 	47, // 38: covey.sandbox.v1.CanRestoreSnapshotResponse.verdicts:type_name -> covey.sandbox.v1.RestoreVerdict
-	5,  // 39: covey.sandbox.v1.SandboxService.CreateSandbox:input_type -> covey.sandbox.v1.CreateSandboxRequest
-	8,  // 40: covey.sandbox.v1.SandboxService.GetSandbox:input_type -> covey.sandbox.v1.GetSandboxRequest
-	10, // 41: covey.sandbox.v1.SandboxService.ListSandboxes:input_type -> covey.sandbox.v1.ListSandboxesRequest
-	12, // 42: covey.sandbox.v1.SandboxService.DeleteSandbox:input_type -> covey.sandbox.v1.DeleteSandboxRequest
-	14, // 43: covey.sandbox.v1.SandboxService.PauseSandbox:input_type -> covey.sandbox.v1.PauseSandboxRequest
-	16, // 44: covey.sandbox.v1.SandboxService.ResumeSandbox:input_type -> covey.sandbox.v1.ResumeSandboxRequest
-	18, // 45: covey.sandbox.v1.SandboxService.PingSandbox:input_type -> covey.sandbox.v1.PingSandboxRequest
-	20, // 46: covey.sandbox.v1.SandboxService.ForkSandbox:input_type -> covey.sandbox.v1.ForkSandboxRequest
-	22, // 47: covey.sandbox.v1.SandboxService.CreateSnapshot:input_type -> covey.sandbox.v1.CreateSnapshotRequest
-	24, // 48: covey.sandbox.v1.SandboxService.GetRestoreReceipt:input_type -> covey.sandbox.v1.GetRestoreReceiptRequest
-	30, // 49: covey.sandbox.v1.SandboxService.WatchSandboxes:input_type -> covey.sandbox.v1.WatchSandboxesRequest
-	32, // 50: covey.sandbox.v1.LocatorService.LocateSandbox:input_type -> covey.sandbox.v1.LocateSandboxRequest
-	34, // 51: covey.sandbox.v1.LocatorService.Authenticate:input_type -> covey.sandbox.v1.AuthenticateRequest
-	37, // 52: covey.sandbox.v1.KeyService.CreateKey:input_type -> covey.sandbox.v1.CreateKeyRequest
-	39, // 53: covey.sandbox.v1.KeyService.ListKeys:input_type -> covey.sandbox.v1.ListKeysRequest
-	41, // 54: covey.sandbox.v1.KeyService.RevokeKey:input_type -> covey.sandbox.v1.RevokeKeyRequest
-	43, // 55: covey.sandbox.v1.OperationsService.DrainHost:input_type -> covey.sandbox.v1.DrainHostRequest
-	45, // 56: covey.sandbox.v1.OperationsService.CanRestoreSnapshot:input_type -> covey.sandbox.v1.CanRestoreSnapshotRequest
-	7,  // 57: covey.sandbox.v1.SandboxService.CreateSandbox:output_type -> covey.sandbox.v1.CreateSandboxResponse
-	9,  // 58: covey.sandbox.v1.SandboxService.GetSandbox:output_type -> covey.sandbox.v1.GetSandboxResponse
-	11, // 59: covey.sandbox.v1.SandboxService.ListSandboxes:output_type -> covey.sandbox.v1.ListSandboxesResponse
-	13, // 60: covey.sandbox.v1.SandboxService.DeleteSandbox:output_type -> covey.sandbox.v1.DeleteSandboxResponse
-	15, // 61: covey.sandbox.v1.SandboxService.PauseSandbox:output_type -> covey.sandbox.v1.PauseSandboxResponse
-	17, // 62: covey.sandbox.v1.SandboxService.ResumeSandbox:output_type -> covey.sandbox.v1.ResumeSandboxResponse
-	19, // 63: covey.sandbox.v1.SandboxService.PingSandbox:output_type -> covey.sandbox.v1.PingSandboxResponse
-	21, // 64: covey.sandbox.v1.SandboxService.ForkSandbox:output_type -> covey.sandbox.v1.ForkSandboxResponse
-	23, // 65: covey.sandbox.v1.SandboxService.CreateSnapshot:output_type -> covey.sandbox.v1.CreateSnapshotResponse
-	25, // 66: covey.sandbox.v1.SandboxService.GetRestoreReceipt:output_type -> covey.sandbox.v1.GetRestoreReceiptResponse
-	31, // 67: covey.sandbox.v1.SandboxService.WatchSandboxes:output_type -> covey.sandbox.v1.WatchSandboxesResponse
-	33, // 68: covey.sandbox.v1.LocatorService.LocateSandbox:output_type -> covey.sandbox.v1.LocateSandboxResponse
-	35, // 69: covey.sandbox.v1.LocatorService.Authenticate:output_type -> covey.sandbox.v1.AuthenticateResponse
-	38, // 70: covey.sandbox.v1.KeyService.CreateKey:output_type -> covey.sandbox.v1.CreateKeyResponse
-	40, // 71: covey.sandbox.v1.KeyService.ListKeys:output_type -> covey.sandbox.v1.ListKeysResponse
-	42, // 72: covey.sandbox.v1.KeyService.RevokeKey:output_type -> covey.sandbox.v1.RevokeKeyResponse
-	44, // 73: covey.sandbox.v1.OperationsService.DrainHost:output_type -> covey.sandbox.v1.DrainHostResponse
-	46, // 74: covey.sandbox.v1.OperationsService.CanRestoreSnapshot:output_type -> covey.sandbox.v1.CanRestoreSnapshotResponse
-	57, // [57:75] is the sub-list for method output_type
-	39, // [39:57] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	50, // 39: covey.sandbox.v1.GetSandboxMetricsResponse.history:type_name -> covey.sandbox.v1.SandboxMetricsSample
+	60, // 40: covey.sandbox.v1.SandboxMetricsSample.time:type_name -> google.protobuf.Timestamp
+	5,  // 41: covey.sandbox.v1.SandboxService.CreateSandbox:input_type -> covey.sandbox.v1.CreateSandboxRequest
+	8,  // 42: covey.sandbox.v1.SandboxService.GetSandbox:input_type -> covey.sandbox.v1.GetSandboxRequest
+	10, // 43: covey.sandbox.v1.SandboxService.ListSandboxes:input_type -> covey.sandbox.v1.ListSandboxesRequest
+	12, // 44: covey.sandbox.v1.SandboxService.DeleteSandbox:input_type -> covey.sandbox.v1.DeleteSandboxRequest
+	14, // 45: covey.sandbox.v1.SandboxService.PauseSandbox:input_type -> covey.sandbox.v1.PauseSandboxRequest
+	16, // 46: covey.sandbox.v1.SandboxService.ResumeSandbox:input_type -> covey.sandbox.v1.ResumeSandboxRequest
+	18, // 47: covey.sandbox.v1.SandboxService.PingSandbox:input_type -> covey.sandbox.v1.PingSandboxRequest
+	20, // 48: covey.sandbox.v1.SandboxService.ForkSandbox:input_type -> covey.sandbox.v1.ForkSandboxRequest
+	22, // 49: covey.sandbox.v1.SandboxService.CreateSnapshot:input_type -> covey.sandbox.v1.CreateSnapshotRequest
+	24, // 50: covey.sandbox.v1.SandboxService.GetRestoreReceipt:input_type -> covey.sandbox.v1.GetRestoreReceiptRequest
+	48, // 51: covey.sandbox.v1.SandboxService.GetSandboxMetrics:input_type -> covey.sandbox.v1.GetSandboxMetricsRequest
+	51, // 52: covey.sandbox.v1.SandboxService.ReadSandboxLogs:input_type -> covey.sandbox.v1.ReadSandboxLogsRequest
+	30, // 53: covey.sandbox.v1.SandboxService.WatchSandboxes:input_type -> covey.sandbox.v1.WatchSandboxesRequest
+	32, // 54: covey.sandbox.v1.LocatorService.LocateSandbox:input_type -> covey.sandbox.v1.LocateSandboxRequest
+	34, // 55: covey.sandbox.v1.LocatorService.Authenticate:input_type -> covey.sandbox.v1.AuthenticateRequest
+	37, // 56: covey.sandbox.v1.KeyService.CreateKey:input_type -> covey.sandbox.v1.CreateKeyRequest
+	39, // 57: covey.sandbox.v1.KeyService.ListKeys:input_type -> covey.sandbox.v1.ListKeysRequest
+	41, // 58: covey.sandbox.v1.KeyService.RevokeKey:input_type -> covey.sandbox.v1.RevokeKeyRequest
+	43, // 59: covey.sandbox.v1.OperationsService.DrainHost:input_type -> covey.sandbox.v1.DrainHostRequest
+	45, // 60: covey.sandbox.v1.OperationsService.CanRestoreSnapshot:input_type -> covey.sandbox.v1.CanRestoreSnapshotRequest
+	7,  // 61: covey.sandbox.v1.SandboxService.CreateSandbox:output_type -> covey.sandbox.v1.CreateSandboxResponse
+	9,  // 62: covey.sandbox.v1.SandboxService.GetSandbox:output_type -> covey.sandbox.v1.GetSandboxResponse
+	11, // 63: covey.sandbox.v1.SandboxService.ListSandboxes:output_type -> covey.sandbox.v1.ListSandboxesResponse
+	13, // 64: covey.sandbox.v1.SandboxService.DeleteSandbox:output_type -> covey.sandbox.v1.DeleteSandboxResponse
+	15, // 65: covey.sandbox.v1.SandboxService.PauseSandbox:output_type -> covey.sandbox.v1.PauseSandboxResponse
+	17, // 66: covey.sandbox.v1.SandboxService.ResumeSandbox:output_type -> covey.sandbox.v1.ResumeSandboxResponse
+	19, // 67: covey.sandbox.v1.SandboxService.PingSandbox:output_type -> covey.sandbox.v1.PingSandboxResponse
+	21, // 68: covey.sandbox.v1.SandboxService.ForkSandbox:output_type -> covey.sandbox.v1.ForkSandboxResponse
+	23, // 69: covey.sandbox.v1.SandboxService.CreateSnapshot:output_type -> covey.sandbox.v1.CreateSnapshotResponse
+	25, // 70: covey.sandbox.v1.SandboxService.GetRestoreReceipt:output_type -> covey.sandbox.v1.GetRestoreReceiptResponse
+	49, // 71: covey.sandbox.v1.SandboxService.GetSandboxMetrics:output_type -> covey.sandbox.v1.GetSandboxMetricsResponse
+	52, // 72: covey.sandbox.v1.SandboxService.ReadSandboxLogs:output_type -> covey.sandbox.v1.ReadSandboxLogsResponse
+	31, // 73: covey.sandbox.v1.SandboxService.WatchSandboxes:output_type -> covey.sandbox.v1.WatchSandboxesResponse
+	33, // 74: covey.sandbox.v1.LocatorService.LocateSandbox:output_type -> covey.sandbox.v1.LocateSandboxResponse
+	35, // 75: covey.sandbox.v1.LocatorService.Authenticate:output_type -> covey.sandbox.v1.AuthenticateResponse
+	38, // 76: covey.sandbox.v1.KeyService.CreateKey:output_type -> covey.sandbox.v1.CreateKeyResponse
+	40, // 77: covey.sandbox.v1.KeyService.ListKeys:output_type -> covey.sandbox.v1.ListKeysResponse
+	42, // 78: covey.sandbox.v1.KeyService.RevokeKey:output_type -> covey.sandbox.v1.RevokeKeyResponse
+	44, // 79: covey.sandbox.v1.OperationsService.DrainHost:output_type -> covey.sandbox.v1.DrainHostResponse
+	46, // 80: covey.sandbox.v1.OperationsService.CanRestoreSnapshot:output_type -> covey.sandbox.v1.CanRestoreSnapshotResponse
+	61, // [61:81] is the sub-list for method output_type
+	41, // [41:61] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_covey_sandbox_v1_sandbox_proto_init() }
@@ -3701,7 +4089,7 @@ func file_covey_sandbox_v1_sandbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_covey_sandbox_v1_sandbox_proto_rawDesc), len(file_covey_sandbox_v1_sandbox_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   51,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -31,6 +31,8 @@ const (
 	SandboxService_ForkSandbox_FullMethodName       = "/covey.sandbox.v1.SandboxService/ForkSandbox"
 	SandboxService_CreateSnapshot_FullMethodName    = "/covey.sandbox.v1.SandboxService/CreateSnapshot"
 	SandboxService_GetRestoreReceipt_FullMethodName = "/covey.sandbox.v1.SandboxService/GetRestoreReceipt"
+	SandboxService_GetSandboxMetrics_FullMethodName = "/covey.sandbox.v1.SandboxService/GetSandboxMetrics"
+	SandboxService_ReadSandboxLogs_FullMethodName   = "/covey.sandbox.v1.SandboxService/ReadSandboxLogs"
 	SandboxService_WatchSandboxes_FullMethodName    = "/covey.sandbox.v1.SandboxService/WatchSandboxes"
 )
 
@@ -64,6 +66,12 @@ type SandboxServiceClient interface {
 	CreateSnapshot(ctx context.Context, in *CreateSnapshotRequest, opts ...grpc.CallOption) (*CreateSnapshotResponse, error)
 	// GetRestoreReceipt tells how the sandbox was last started: phases, pages, bytes and its new identity.
 	GetRestoreReceipt(ctx context.Context, in *GetRestoreReceiptRequest, opts ...grpc.CallOption) (*GetRestoreReceiptResponse, error)
+	// GetSandboxMetrics tells what a running sandbox uses, now and in the last hour. FAILED_PRECONDITION where it does not run.
+	// It does not wake a paused sandbox. Served by the gateway, which asks the sandbox's host.
+	GetSandboxMetrics(ctx context.Context, in *GetSandboxMetricsRequest, opts ...grpc.CallOption) (*GetSandboxMetricsResponse, error)
+	// ReadSandboxLogs streams the console of a running sandbox's machine. It does not wake a paused sandbox. Served by the
+	// gateway, which asks the sandbox's host; by REST it is GET /v1/sandboxes/{sandbox_id}/logs, as plain text.
+	ReadSandboxLogs(ctx context.Context, in *ReadSandboxLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadSandboxLogsResponse], error)
 	// WatchSandboxes streams the changes of the caller's sandboxes, beginning with their present state.
 	WatchSandboxes(ctx context.Context, in *WatchSandboxesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchSandboxesResponse], error)
 }
@@ -176,9 +184,38 @@ func (c *sandboxServiceClient) GetRestoreReceipt(ctx context.Context, in *GetRes
 	return out, nil
 }
 
+func (c *sandboxServiceClient) GetSandboxMetrics(ctx context.Context, in *GetSandboxMetricsRequest, opts ...grpc.CallOption) (*GetSandboxMetricsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetSandboxMetricsResponse)
+	err := c.cc.Invoke(ctx, SandboxService_GetSandboxMetrics_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sandboxServiceClient) ReadSandboxLogs(ctx context.Context, in *ReadSandboxLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadSandboxLogsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SandboxService_ServiceDesc.Streams[0], SandboxService_ReadSandboxLogs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReadSandboxLogsRequest, ReadSandboxLogsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SandboxService_ReadSandboxLogsClient = grpc.ServerStreamingClient[ReadSandboxLogsResponse]
+
 func (c *sandboxServiceClient) WatchSandboxes(ctx context.Context, in *WatchSandboxesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchSandboxesResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &SandboxService_ServiceDesc.Streams[0], SandboxService_WatchSandboxes_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &SandboxService_ServiceDesc.Streams[1], SandboxService_WatchSandboxes_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -225,6 +262,12 @@ type SandboxServiceServer interface {
 	CreateSnapshot(context.Context, *CreateSnapshotRequest) (*CreateSnapshotResponse, error)
 	// GetRestoreReceipt tells how the sandbox was last started: phases, pages, bytes and its new identity.
 	GetRestoreReceipt(context.Context, *GetRestoreReceiptRequest) (*GetRestoreReceiptResponse, error)
+	// GetSandboxMetrics tells what a running sandbox uses, now and in the last hour. FAILED_PRECONDITION where it does not run.
+	// It does not wake a paused sandbox. Served by the gateway, which asks the sandbox's host.
+	GetSandboxMetrics(context.Context, *GetSandboxMetricsRequest) (*GetSandboxMetricsResponse, error)
+	// ReadSandboxLogs streams the console of a running sandbox's machine. It does not wake a paused sandbox. Served by the
+	// gateway, which asks the sandbox's host; by REST it is GET /v1/sandboxes/{sandbox_id}/logs, as plain text.
+	ReadSandboxLogs(*ReadSandboxLogsRequest, grpc.ServerStreamingServer[ReadSandboxLogsResponse]) error
 	// WatchSandboxes streams the changes of the caller's sandboxes, beginning with their present state.
 	WatchSandboxes(*WatchSandboxesRequest, grpc.ServerStreamingServer[WatchSandboxesResponse]) error
 	mustEmbedUnimplementedSandboxServiceServer()
@@ -266,6 +309,12 @@ func (UnimplementedSandboxServiceServer) CreateSnapshot(context.Context, *Create
 }
 func (UnimplementedSandboxServiceServer) GetRestoreReceipt(context.Context, *GetRestoreReceiptRequest) (*GetRestoreReceiptResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRestoreReceipt not implemented")
+}
+func (UnimplementedSandboxServiceServer) GetSandboxMetrics(context.Context, *GetSandboxMetricsRequest) (*GetSandboxMetricsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetSandboxMetrics not implemented")
+}
+func (UnimplementedSandboxServiceServer) ReadSandboxLogs(*ReadSandboxLogsRequest, grpc.ServerStreamingServer[ReadSandboxLogsResponse]) error {
+	return status.Error(codes.Unimplemented, "method ReadSandboxLogs not implemented")
 }
 func (UnimplementedSandboxServiceServer) WatchSandboxes(*WatchSandboxesRequest, grpc.ServerStreamingServer[WatchSandboxesResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchSandboxes not implemented")
@@ -471,6 +520,35 @@ func _SandboxService_GetRestoreReceipt_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SandboxService_GetSandboxMetrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetSandboxMetricsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SandboxServiceServer).GetSandboxMetrics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SandboxService_GetSandboxMetrics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SandboxServiceServer).GetSandboxMetrics(ctx, req.(*GetSandboxMetricsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SandboxService_ReadSandboxLogs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReadSandboxLogsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SandboxServiceServer).ReadSandboxLogs(m, &grpc.GenericServerStream[ReadSandboxLogsRequest, ReadSandboxLogsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SandboxService_ReadSandboxLogsServer = grpc.ServerStreamingServer[ReadSandboxLogsResponse]
+
 func _SandboxService_WatchSandboxes_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchSandboxesRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -529,8 +607,17 @@ var SandboxService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "GetRestoreReceipt",
 			Handler:    _SandboxService_GetRestoreReceipt_Handler,
 		},
+		{
+			MethodName: "GetSandboxMetrics",
+			Handler:    _SandboxService_GetSandboxMetrics_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ReadSandboxLogs",
+			Handler:       _SandboxService_ReadSandboxLogs_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "WatchSandboxes",
 			Handler:       _SandboxService_WatchSandboxes_Handler,

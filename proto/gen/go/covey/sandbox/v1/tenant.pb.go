@@ -581,7 +581,11 @@ type ListAuditEventsRequest struct {
 	// Most in one answer, 1 to 1000; default 100.
 	PageSize uint32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the last answer.
-	PageToken     string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only this method, like "Exec".
+	Method string `protobuf:"bytes,8,opt,name=method,proto3" json:"method,omitempty"`
+	// Only with this result, like "OK" or "PERMISSION_DENIED".
+	Code          string `protobuf:"bytes,9,opt,name=code,proto3" json:"code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -665,6 +669,20 @@ func (x *ListAuditEventsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListAuditEventsRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ListAuditEventsRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
 // ListAuditEventsResponse is a page.
 type ListAuditEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -720,27 +738,33 @@ func (x *ListAuditEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// AuditEvent is one call that was to change something. It is written before the call is carried out and completed after.
+// AuditEvent is one call, or several of one kind that count says. A call that changes something of the control plane is written before it is carried
+// out and completed after; the use of a sandbox from inside is written within a second, and refusals are summed up for a minute.
 type AuditEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Grows with every event.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// When the call came.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// Whose.
+	// Whose; empty for calls that were refused for want of a good key.
 	TenantId string `protobuf:"bytes,3,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	// The API key; empty for calls from inside the mesh.
+	// The API key; empty for calls from inside the mesh, and where there was no good one.
 	KeyId string `protobuf:"bytes,4,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	// The request, as logs name it.
 	RequestId string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// What was called, like "CreateSandbox".
+	// What was called, like "CreateSandbox"; of a request by REST that was refused before that is known, its method and path.
 	Method string `protobuf:"bytes,6,opt,name=method,proto3" json:"method,omitempty"`
 	// The sandbox, snapshot, key or tenant that it was about; of a creation what was made.
 	Target string `protobuf:"bytes,7,opt,name=target,proto3" json:"target,omitempty"`
 	// How it ended, like "OK" or "NOT_FOUND"; empty where that is not known: it is under way, or its process died.
 	Code string `protobuf:"bytes,8,opt,name=code,proto3" json:"code,omitempty"`
 	// The error's reason.
-	Reason        string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What it was in particular: a command's program, a file's path, a port, a signal, the beginning of a key that is unknown. Arguments,
+	// environment and contents are never kept.
+	Detail string `protobuf:"bytes,10,opt,name=detail,proto3" json:"detail,omitempty"`
+	// How many calls the event stands for; at least 1.
+	Count         uint32 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -838,6 +862,158 @@ func (x *AuditEvent) GetReason() string {
 	return ""
 }
 
+func (x *AuditEvent) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *AuditEvent) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// AuditRecord is an event as its writer knows it.
+type AuditRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the event; unique, at most 64 characters.
+	Uid string `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The event. Its id is made by who keeps it.
+	Event         *AuditEvent `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRecord) Reset() {
+	*x = AuditRecord{}
+	mi := &file_covey_sandbox_v1_tenant_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRecord) ProtoMessage() {}
+
+func (x *AuditRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_tenant_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
+func (*AuditRecord) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_tenant_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AuditRecord) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetEvent() *AuditEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+// WriteAuditEventsRequest has events.
+type WriteAuditEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The events, at most 1000, each with its own uid.
+	Records       []*AuditRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteAuditEventsRequest) Reset() {
+	*x = WriteAuditEventsRequest{}
+	mi := &file_covey_sandbox_v1_tenant_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteAuditEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteAuditEventsRequest) ProtoMessage() {}
+
+func (x *WriteAuditEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_tenant_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteAuditEventsRequest.ProtoReflect.Descriptor instead.
+func (*WriteAuditEventsRequest) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_tenant_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *WriteAuditEventsRequest) GetRecords() []*AuditRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+// WriteAuditEventsResponse is empty.
+type WriteAuditEventsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteAuditEventsResponse) Reset() {
+	*x = WriteAuditEventsResponse{}
+	mi := &file_covey_sandbox_v1_tenant_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteAuditEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteAuditEventsResponse) ProtoMessage() {}
+
+func (x *WriteAuditEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_sandbox_v1_tenant_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteAuditEventsResponse.ProtoReflect.Descriptor instead.
+func (*WriteAuditEventsResponse) Descriptor() ([]byte, []int) {
+	return file_covey_sandbox_v1_tenant_proto_rawDescGZIP(), []int{13}
+}
+
 var File_covey_sandbox_v1_tenant_proto protoreflect.FileDescriptor
 
 const file_covey_sandbox_v1_tenant_proto_rawDesc = "" +
@@ -890,7 +1066,7 @@ const file_covey_sandbox_v1_tenant_proto_rawDesc = "" +
 	"\fvcpu_seconds\x18\x02 \x01(\x01R\vvcpuSeconds\x12\x1f\n" +
 	"\vgib_seconds\x18\x03 \x01(\x01R\n" +
 	"gibSeconds\x12'\n" +
-	"\x0frunning_seconds\x18\x04 \x01(\x01R\x0erunningSeconds\"\x92\x02\n" +
+	"\x0frunning_seconds\x18\x04 \x01(\x01R\x0erunningSeconds\"\xbe\x02\n" +
 	"\x16ListAuditEventsRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x15\n" +
@@ -900,10 +1076,12 @@ const file_covey_sandbox_v1_tenant_proto_rawDesc = "" +
 	"\bend_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x1b\n" +
 	"\tpage_size\x18\x06 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\a \x01(\tR\tpageToken\"w\n" +
+	"page_token\x18\a \x01(\tR\tpageToken\x12\x16\n" +
+	"\x06method\x18\b \x01(\tR\x06method\x12\x12\n" +
+	"\x04code\x18\t \x01(\tR\x04code\"w\n" +
 	"\x17ListAuditEventsResponse\x124\n" +
 	"\x06events\x18\x01 \x03(\v2\x1c.covey.sandbox.v1.AuditEventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xfb\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa9\x02\n" +
 	"\n" +
 	"AuditEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12.\n" +
@@ -915,12 +1093,23 @@ const file_covey_sandbox_v1_tenant_proto_rawDesc = "" +
 	"\x06method\x18\x06 \x01(\tR\x06method\x12\x16\n" +
 	"\x06target\x18\a \x01(\tR\x06target\x12\x12\n" +
 	"\x04code\x18\b \x01(\tR\x04code\x12\x16\n" +
-	"\x06reason\x18\t \x01(\tR\x06reason2\xd9\x03\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\n" +
+	" \x01(\tR\x06detail\x12\x14\n" +
+	"\x05count\x18\v \x01(\rR\x05count\"S\n" +
+	"\vAuditRecord\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\x122\n" +
+	"\x05event\x18\x02 \x01(\v2\x1c.covey.sandbox.v1.AuditEventR\x05event\"R\n" +
+	"\x17WriteAuditEventsRequest\x127\n" +
+	"\arecords\x18\x01 \x03(\v2\x1d.covey.sandbox.v1.AuditRecordR\arecords\"\x1a\n" +
+	"\x18WriteAuditEventsResponse2\xd9\x03\n" +
 	"\rTenantService\x12d\n" +
 	"\bGetUsage\x12!.covey.sandbox.v1.GetUsageRequest\x1a\".covey.sandbox.v1.GetUsageResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/usage\x12d\n" +
 	"\bGetQuota\x12!.covey.sandbox.v1.GetQuotaRequest\x1a\".covey.sandbox.v1.GetQuotaResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/quota\x12\x80\x01\n" +
 	"\bSetQuota\x12!.covey.sandbox.v1.SetQuotaRequest\x1a\".covey.sandbox.v1.SetQuotaResponse\"-\x82\xd3\xe4\x93\x02':\x06limits\x1a\x1d/v1/tenants/{tenant_id}/quota\x12y\n" +
-	"\x0fListAuditEvents\x12(.covey.sandbox.v1.ListAuditEventsRequest\x1a).covey.sandbox.v1.ListAuditEventsResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/auditBBZ@github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1;sandboxv1b\x06proto3"
+	"\x0fListAuditEvents\x12(.covey.sandbox.v1.ListAuditEventsRequest\x1a).covey.sandbox.v1.ListAuditEventsResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/audit2y\n" +
+	"\fAuditService\x12i\n" +
+	"\x10WriteAuditEvents\x12).covey.sandbox.v1.WriteAuditEventsRequest\x1a*.covey.sandbox.v1.WriteAuditEventsResponseBBZ@github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1;sandboxv1b\x06proto3"
 
 var (
 	file_covey_sandbox_v1_tenant_proto_rawDescOnce sync.Once
@@ -934,48 +1123,55 @@ func file_covey_sandbox_v1_tenant_proto_rawDescGZIP() []byte {
 	return file_covey_sandbox_v1_tenant_proto_rawDescData
 }
 
-var file_covey_sandbox_v1_tenant_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_covey_sandbox_v1_tenant_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_covey_sandbox_v1_tenant_proto_goTypes = []any{
-	(*Quota)(nil),                   // 0: covey.sandbox.v1.Quota
-	(*GetQuotaRequest)(nil),         // 1: covey.sandbox.v1.GetQuotaRequest
-	(*GetQuotaResponse)(nil),        // 2: covey.sandbox.v1.GetQuotaResponse
-	(*SetQuotaRequest)(nil),         // 3: covey.sandbox.v1.SetQuotaRequest
-	(*SetQuotaResponse)(nil),        // 4: covey.sandbox.v1.SetQuotaResponse
-	(*GetUsageRequest)(nil),         // 5: covey.sandbox.v1.GetUsageRequest
-	(*GetUsageResponse)(nil),        // 6: covey.sandbox.v1.GetUsageResponse
-	(*SandboxUsage)(nil),            // 7: covey.sandbox.v1.SandboxUsage
-	(*ListAuditEventsRequest)(nil),  // 8: covey.sandbox.v1.ListAuditEventsRequest
-	(*ListAuditEventsResponse)(nil), // 9: covey.sandbox.v1.ListAuditEventsResponse
-	(*AuditEvent)(nil),              // 10: covey.sandbox.v1.AuditEvent
-	(*timestamppb.Timestamp)(nil),   // 11: google.protobuf.Timestamp
+	(*Quota)(nil),                    // 0: covey.sandbox.v1.Quota
+	(*GetQuotaRequest)(nil),          // 1: covey.sandbox.v1.GetQuotaRequest
+	(*GetQuotaResponse)(nil),         // 2: covey.sandbox.v1.GetQuotaResponse
+	(*SetQuotaRequest)(nil),          // 3: covey.sandbox.v1.SetQuotaRequest
+	(*SetQuotaResponse)(nil),         // 4: covey.sandbox.v1.SetQuotaResponse
+	(*GetUsageRequest)(nil),          // 5: covey.sandbox.v1.GetUsageRequest
+	(*GetUsageResponse)(nil),         // 6: covey.sandbox.v1.GetUsageResponse
+	(*SandboxUsage)(nil),             // 7: covey.sandbox.v1.SandboxUsage
+	(*ListAuditEventsRequest)(nil),   // 8: covey.sandbox.v1.ListAuditEventsRequest
+	(*ListAuditEventsResponse)(nil),  // 9: covey.sandbox.v1.ListAuditEventsResponse
+	(*AuditEvent)(nil),               // 10: covey.sandbox.v1.AuditEvent
+	(*AuditRecord)(nil),              // 11: covey.sandbox.v1.AuditRecord
+	(*WriteAuditEventsRequest)(nil),  // 12: covey.sandbox.v1.WriteAuditEventsRequest
+	(*WriteAuditEventsResponse)(nil), // 13: covey.sandbox.v1.WriteAuditEventsResponse
+	(*timestamppb.Timestamp)(nil),    // 14: google.protobuf.Timestamp
 }
 var file_covey_sandbox_v1_tenant_proto_depIdxs = []int32{
 	0,  // 0: covey.sandbox.v1.GetQuotaResponse.limits:type_name -> covey.sandbox.v1.Quota
 	0,  // 1: covey.sandbox.v1.GetQuotaResponse.in_use:type_name -> covey.sandbox.v1.Quota
 	0,  // 2: covey.sandbox.v1.SetQuotaRequest.limits:type_name -> covey.sandbox.v1.Quota
 	0,  // 3: covey.sandbox.v1.SetQuotaResponse.limits:type_name -> covey.sandbox.v1.Quota
-	11, // 4: covey.sandbox.v1.GetUsageRequest.start_time:type_name -> google.protobuf.Timestamp
-	11, // 5: covey.sandbox.v1.GetUsageRequest.end_time:type_name -> google.protobuf.Timestamp
-	11, // 6: covey.sandbox.v1.GetUsageResponse.start_time:type_name -> google.protobuf.Timestamp
-	11, // 7: covey.sandbox.v1.GetUsageResponse.end_time:type_name -> google.protobuf.Timestamp
+	14, // 4: covey.sandbox.v1.GetUsageRequest.start_time:type_name -> google.protobuf.Timestamp
+	14, // 5: covey.sandbox.v1.GetUsageRequest.end_time:type_name -> google.protobuf.Timestamp
+	14, // 6: covey.sandbox.v1.GetUsageResponse.start_time:type_name -> google.protobuf.Timestamp
+	14, // 7: covey.sandbox.v1.GetUsageResponse.end_time:type_name -> google.protobuf.Timestamp
 	7,  // 8: covey.sandbox.v1.GetUsageResponse.sandboxes:type_name -> covey.sandbox.v1.SandboxUsage
-	11, // 9: covey.sandbox.v1.ListAuditEventsRequest.start_time:type_name -> google.protobuf.Timestamp
-	11, // 10: covey.sandbox.v1.ListAuditEventsRequest.end_time:type_name -> google.protobuf.Timestamp
+	14, // 9: covey.sandbox.v1.ListAuditEventsRequest.start_time:type_name -> google.protobuf.Timestamp
+	14, // 10: covey.sandbox.v1.ListAuditEventsRequest.end_time:type_name -> google.protobuf.Timestamp
 	10, // 11: covey.sandbox.v1.ListAuditEventsResponse.events:type_name -> covey.sandbox.v1.AuditEvent
-	11, // 12: covey.sandbox.v1.AuditEvent.time:type_name -> google.protobuf.Timestamp
-	5,  // 13: covey.sandbox.v1.TenantService.GetUsage:input_type -> covey.sandbox.v1.GetUsageRequest
-	1,  // 14: covey.sandbox.v1.TenantService.GetQuota:input_type -> covey.sandbox.v1.GetQuotaRequest
-	3,  // 15: covey.sandbox.v1.TenantService.SetQuota:input_type -> covey.sandbox.v1.SetQuotaRequest
-	8,  // 16: covey.sandbox.v1.TenantService.ListAuditEvents:input_type -> covey.sandbox.v1.ListAuditEventsRequest
-	6,  // 17: covey.sandbox.v1.TenantService.GetUsage:output_type -> covey.sandbox.v1.GetUsageResponse
-	2,  // 18: covey.sandbox.v1.TenantService.GetQuota:output_type -> covey.sandbox.v1.GetQuotaResponse
-	4,  // 19: covey.sandbox.v1.TenantService.SetQuota:output_type -> covey.sandbox.v1.SetQuotaResponse
-	9,  // 20: covey.sandbox.v1.TenantService.ListAuditEvents:output_type -> covey.sandbox.v1.ListAuditEventsResponse
-	17, // [17:21] is the sub-list for method output_type
-	13, // [13:17] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	14, // 12: covey.sandbox.v1.AuditEvent.time:type_name -> google.protobuf.Timestamp
+	10, // 13: covey.sandbox.v1.AuditRecord.event:type_name -> covey.sandbox.v1.AuditEvent
+	11, // 14: covey.sandbox.v1.WriteAuditEventsRequest.records:type_name -> covey.sandbox.v1.AuditRecord
+	5,  // 15: covey.sandbox.v1.TenantService.GetUsage:input_type -> covey.sandbox.v1.GetUsageRequest
+	1,  // 16: covey.sandbox.v1.TenantService.GetQuota:input_type -> covey.sandbox.v1.GetQuotaRequest
+	3,  // 17: covey.sandbox.v1.TenantService.SetQuota:input_type -> covey.sandbox.v1.SetQuotaRequest
+	8,  // 18: covey.sandbox.v1.TenantService.ListAuditEvents:input_type -> covey.sandbox.v1.ListAuditEventsRequest
+	12, // 19: covey.sandbox.v1.AuditService.WriteAuditEvents:input_type -> covey.sandbox.v1.WriteAuditEventsRequest
+	6,  // 20: covey.sandbox.v1.TenantService.GetUsage:output_type -> covey.sandbox.v1.GetUsageResponse
+	2,  // 21: covey.sandbox.v1.TenantService.GetQuota:output_type -> covey.sandbox.v1.GetQuotaResponse
+	4,  // 22: covey.sandbox.v1.TenantService.SetQuota:output_type -> covey.sandbox.v1.SetQuotaResponse
+	9,  // 23: covey.sandbox.v1.TenantService.ListAuditEvents:output_type -> covey.sandbox.v1.ListAuditEventsResponse
+	13, // 24: covey.sandbox.v1.AuditService.WriteAuditEvents:output_type -> covey.sandbox.v1.WriteAuditEventsResponse
+	20, // [20:25] is the sub-list for method output_type
+	15, // [15:20] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_covey_sandbox_v1_tenant_proto_init() }
@@ -990,9 +1186,9 @@ func file_covey_sandbox_v1_tenant_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_covey_sandbox_v1_tenant_proto_rawDesc), len(file_covey_sandbox_v1_tenant_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   14,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_covey_sandbox_v1_tenant_proto_goTypes,
 		DependencyIndexes: file_covey_sandbox_v1_tenant_proto_depIdxs,

@@ -40,7 +40,8 @@ type TenantServiceClient interface {
 	GetQuota(ctx context.Context, in *GetQuotaRequest, opts ...grpc.CallOption) (*GetQuotaResponse, error)
 	// SetQuota sets what a tenant may have at once; admin only. What it has already is not taken from it.
 	SetQuota(ctx context.Context, in *SetQuotaRequest, opts ...grpc.CallOption) (*SetQuotaResponse, error)
-	// ListAuditEvents lists the calls that changed something, newest first; admin only.
+	// ListAuditEvents lists what was done and what was refused, newest first; admin only: calls that changed something, the use of sandboxes from
+	// inside (commands, changes of files, signals, ports), and what the gateways refused.
 	ListAuditEvents(ctx context.Context, in *ListAuditEventsRequest, opts ...grpc.CallOption) (*ListAuditEventsResponse, error)
 }
 
@@ -105,7 +106,8 @@ type TenantServiceServer interface {
 	GetQuota(context.Context, *GetQuotaRequest) (*GetQuotaResponse, error)
 	// SetQuota sets what a tenant may have at once; admin only. What it has already is not taken from it.
 	SetQuota(context.Context, *SetQuotaRequest) (*SetQuotaResponse, error)
-	// ListAuditEvents lists the calls that changed something, newest first; admin only.
+	// ListAuditEvents lists what was done and what was refused, newest first; admin only: calls that changed something, the use of sandboxes from
+	// inside (commands, changes of files, signals, ports), and what the gateways refused.
 	ListAuditEvents(context.Context, *ListAuditEventsRequest) (*ListAuditEventsResponse, error)
 	mustEmbedUnimplementedTenantServiceServer()
 }
@@ -244,6 +246,116 @@ var TenantService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAuditEvents",
 			Handler:    _TenantService_ListAuditEvents_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "covey/sandbox/v1/tenant.proto",
+}
+
+const (
+	AuditService_WriteAuditEvents_FullMethodName = "/covey.sandbox.v1.AuditService/WriteAuditEvents"
+)
+
+// AuditServiceClient is the client API for AuditService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// AuditService takes in what other daemons have to say for the audit log. Not reachable from outside.
+type AuditServiceClient interface {
+	// WriteAuditEvents writes events, or writes again those that it has under the same uid: their end and their count are the last writer's. All
+	// of them are written, or none.
+	WriteAuditEvents(ctx context.Context, in *WriteAuditEventsRequest, opts ...grpc.CallOption) (*WriteAuditEventsResponse, error)
+}
+
+type auditServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewAuditServiceClient(cc grpc.ClientConnInterface) AuditServiceClient {
+	return &auditServiceClient{cc}
+}
+
+func (c *auditServiceClient) WriteAuditEvents(ctx context.Context, in *WriteAuditEventsRequest, opts ...grpc.CallOption) (*WriteAuditEventsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WriteAuditEventsResponse)
+	err := c.cc.Invoke(ctx, AuditService_WriteAuditEvents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// AuditServiceServer is the server API for AuditService service.
+// All implementations must embed UnimplementedAuditServiceServer
+// for forward compatibility.
+//
+// AuditService takes in what other daemons have to say for the audit log. Not reachable from outside.
+type AuditServiceServer interface {
+	// WriteAuditEvents writes events, or writes again those that it has under the same uid: their end and their count are the last writer's. All
+	// of them are written, or none.
+	WriteAuditEvents(context.Context, *WriteAuditEventsRequest) (*WriteAuditEventsResponse, error)
+	mustEmbedUnimplementedAuditServiceServer()
+}
+
+// UnimplementedAuditServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedAuditServiceServer struct{}
+
+func (UnimplementedAuditServiceServer) WriteAuditEvents(context.Context, *WriteAuditEventsRequest) (*WriteAuditEventsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method WriteAuditEvents not implemented")
+}
+func (UnimplementedAuditServiceServer) mustEmbedUnimplementedAuditServiceServer() {}
+func (UnimplementedAuditServiceServer) testEmbeddedByValue()                      {}
+
+// UnsafeAuditServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to AuditServiceServer will
+// result in compilation errors.
+type UnsafeAuditServiceServer interface {
+	mustEmbedUnimplementedAuditServiceServer()
+}
+
+func RegisterAuditServiceServer(s grpc.ServiceRegistrar, srv AuditServiceServer) {
+	// If the following call panics, it indicates UnimplementedAuditServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&AuditService_ServiceDesc, srv)
+}
+
+func _AuditService_WriteAuditEvents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WriteAuditEventsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).WriteAuditEvents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_WriteAuditEvents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).WriteAuditEvents(ctx, req.(*WriteAuditEventsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// AuditService_ServiceDesc is the grpc.ServiceDesc for AuditService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var AuditService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "covey.sandbox.v1.AuditService",
+	HandlerType: (*AuditServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "WriteAuditEvents",
+			Handler:    _AuditService_WriteAuditEvents_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
