@@ -162,6 +162,11 @@ func (x *Index) Garbage(ctx context.Context, limit int) ([]string, error) {
 	return paths, known(err)
 }
 
+// Postpone implements registry.Index.
+func (x *Index) Postpone(ctx context.Context, path string) error {
+	return known(x.q.PostponeGarbage(ctx, path))
+}
+
 // Discard implements registry.Index.
 func (x *Index) Discard(ctx context.Context, path string) error {
 	return known(x.q.DiscardPath(ctx, path))

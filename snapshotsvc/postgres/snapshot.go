@@ -264,6 +264,10 @@ func (x *Index) Delete(ctx context.Context, tenant, ref string, may func(registr
 		return found, err
 	}
 	err = x.tx(ctx, func(q *queries.Queries) error {
+		// A registration that is tried again at the same time sees the tombstone, and does not put the row back.
+		if err := q.LockID(ctx, found.ID); err != nil {
+			return err
+		}
 		// A lease is taken under the same lock, so that none comes between looking and deleting.
 		row, err := q.LockSnapshot(ctx, queries.LockSnapshotParams{ID: found.ID, TenantID: tenant})
 		if err != nil {
@@ -371,7 +375,7 @@ func (x *Index) Usage(ctx context.Context, tenant string) (registry.Usage, error
 
 func usage(ctx context.Context, q *queries.Queries, tenant string) (registry.Usage, error) {
 	u, err := q.TenantUsage(ctx, tenant)
-	return registry.Usage{Snapshots: int(u.Snapshots), Bytes: u.Bytes}, err
+	return registry.Usage{Snapshots: int(u.Snapshots), Bytes: u.Bytes, Templates: u.Templates}, err
 }
 
 // Hosts implements registry.Index.

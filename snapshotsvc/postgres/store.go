@@ -113,10 +113,14 @@ func (x *Index) Close() { x.pool.Close() }
 // Ping tells whether the database answers.
 func (x *Index) Ping(ctx context.Context) error { return known(x.pool.Ping(ctx)) }
 
+// isolation of all transactions, whatever the database's default is: what is decided under a lock has to see what was committed before the
+// lock was had, so each statement must have a look at the database of its own.
+var isolation = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+
 // tx runs fn in a transaction, again where PostgreSQL ended it for another's sake.
 func (x *Index) tx(ctx context.Context, fn func(*queries.Queries) error) error {
 	for try := 0; ; try++ {
-		err := pgx.BeginFunc(ctx, x.pool, func(tx pgx.Tx) error { return fn(x.q.WithTx(tx)) })
+		err := pgx.BeginTxFunc(ctx, x.pool, isolation, func(tx pgx.Tx) error { return fn(x.q.WithTx(tx)) })
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01") && try < maxRetries {
 			continue

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -60,18 +61,37 @@ func (s *Service) Collect(ctx context.Context) error {
 			break
 		}
 	}
+	return s.deleteGarbage(ctx)
+}
+
+// maxUndeleted is how many paths may fail to be deleted before a pass ends: one that cannot be must not keep the others, a store that is out of
+// reach need not be asked for each.
+const maxUndeleted = 20
+
+// deleteGarbage deletes the bytes at all paths that are garbage by now. What fails goes to the end of the line.
+func (s *Service) deleteGarbage(ctx context.Context) error {
+	var failed []error
 	for {
 		paths, err := s.index.Garbage(ctx, collectBatch)
 		if err != nil {
 			return err
 		}
+		deleted := 0
 		for _, p := range paths {
-			if err := s.deletePath(ctx, p); err != nil {
+			err := s.deletePath(ctx, p)
+			if err == nil {
+				deleted++
+				continue
+			}
+			if failed = append(failed, fmt.Errorf("%s: %w", p, err)); len(failed) == maxUndeleted || ctx.Err() != nil {
+				return errors.Join(failed...)
+			}
+			if err := s.index.Postpone(ctx, p); err != nil {
 				return err
 			}
 		}
-		if len(paths) < collectBatch {
-			return nil
+		if len(paths) < collectBatch || deleted == 0 {
+			return errors.Join(failed...)
 		}
 	}
 }

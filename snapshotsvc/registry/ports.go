@@ -80,6 +80,8 @@ type Index interface {
 	Bury(ctx context.Context, limit int) (looked, buried int, err error)
 	// Garbage lists paths whose bytes are to be deleted, the longest waiting first.
 	Garbage(ctx context.Context, limit int) ([]string, error)
+	// Postpone puts a path at the end of the garbage.
+	Postpone(ctx context.Context, path string) error
 	// Discard makes a path garbage, unless an object has it.
 	Discard(ctx context.Context, path string) error
 	// Forget takes a path off the garbage.

@@ -124,6 +124,9 @@ func (s *Service) Explain(ctx context.Context, tenant, ref string) (e Explanatio
 
 // Usage is what the tenant's snapshots take.
 func (s *Service) Usage(ctx context.Context, tenant string) (Usage, error) {
+	if tenant == "" {
+		return Usage{}, Field("tenant_id", "is required")
+	}
 	return s.index.Usage(ctx, tenant)
 }
 

@@ -157,6 +157,8 @@ type Usage struct {
 	Snapshots int
 	// Bytes of all objects that they name, each counted once.
 	Bytes int64
+	// Templates are the ids of those that are.
+	Templates []string
 }
 
 // Quota bounds a tenant's usage; 0 means no bound.

@@ -84,6 +84,21 @@ func (s *hosts) ListHostSnapshots(ctx context.Context, r *snapshotv1.ListHostSna
 	return &snapshotv1.ListHostSnapshotsResponse{ExistingIds: ids}, nil
 }
 
+func (s *hosts) GetUsage(ctx context.Context, r *snapshotv1.GetUsageRequest) (*snapshotv1.GetUsageResponse, error) {
+	asks, caller := r.GetTenantId(), s.caller(ctx)
+	if asks == "" {
+		asks = caller
+	}
+	if caller != "" && caller != asks {
+		return nil, s.fail(ctx, registry.Field("tenant_id", "must be the caller's tenant"))
+	}
+	u, err := s.Registry.Usage(ctx, asks)
+	if err != nil {
+		return nil, s.fail(ctx, err)
+	}
+	return &snapshotv1.GetUsageResponse{StoredBytes: uint64(u.Bytes), Snapshots: uint32(u.Snapshots), TemplateIds: u.Templates}, nil
+}
+
 func (s *hosts) ReadObject(r *snapshotv1.ReadObjectRequest, stream grpc.ServerStreamingServer[snapshotv1.ReadObjectResponse]) error {
 	ctx := stream.Context()
 	body, n, err := s.Registry.Read(ctx, s.caller(ctx), r.GetKey(), r.GetOffset(), r.GetLength())

@@ -22,6 +22,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -81,8 +83,15 @@ func newFixtureOn(t testing.TB, dsn string, s registry.Store, opts ...func(*regi
 		o(&conf)
 	}
 	f := &fixture{t: t, dsn: dsn, service: registry.New(conf), index: index, store: conf.Store}
+	f.connect(serve(t, f.service))
+	return f
+}
+
+// serve serves a registry and returns where.
+func serve(t testing.TB, service *registry.Service) string {
+	t.Helper()
 	srv := grpc.NewServer()
-	register(srv, f.service, conf.Log)
+	register(srv, service, slog.New(slog.DiscardHandler))
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -90,8 +99,14 @@ func newFixtureOn(t testing.TB, dsn string, s registry.Store, opts ...func(*regi
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(lis) }()
 	t.Cleanup(func() { srv.Stop(); <-done })
-	f.connect(lis.Addr().String())
-	return f
+	return lis.Addr().String()
+}
+
+// replicate adds a second replica on the same database and store; calls go to both by turns.
+func (f *fixture) replicate() {
+	f.t.Helper()
+	second := registry.New(registry.Config{Index: f.index, Store: f.store, Log: slog.New(slog.DiscardHandler)})
+	f.connect(serve(f.t, f.service), serve(f.t, second))
 }
 
 func register(s *grpc.Server, service *registry.Service, log *slog.Logger) {
@@ -101,9 +116,17 @@ func register(s *grpc.Server, service *registry.Service, log *slog.Logger) {
 	}})
 }
 
-func (f *fixture) connect(addr string) {
+// connect makes clients whose calls go to the addresses by turns.
+func (f *fixture) connect(addrs ...string) {
 	f.t.Helper()
-	c, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	where := manual.NewBuilderWithScheme("replicas")
+	var all resolver.State
+	for _, a := range addrs {
+		all.Addresses = append(all.Addresses, resolver.Address{Addr: a})
+	}
+	where.InitialState(all)
+	c, err := grpc.NewClient("replicas:///", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithResolvers(where),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`))
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -42,6 +42,26 @@ func TestCollectionInABucketNeverTakesWhatIsNeeded(t *testing.T) {
 	runRace(t, newFixtureOn(t, pgtest.Database(t), newBucket(t)), 6, 10)
 }
 
+// Hosts that upload the same build through two replicas hinder each other, and harm nothing.
+func TestTwoReplicasTakeUploadsOfTheSameObjects(t *testing.T) {
+	for name, s := range map[string]func(*testing.T) registry.Store{"directory": newDirectory, "bucket": newBucket} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixtureOn(t, pgtest.Database(t), s(t))
+			f.replicate()
+			runRace(t, f, 6, 10)
+		})
+	}
+}
+
+func newDirectory(t *testing.T) registry.Store {
+	t.Helper()
+	s, err := store.NewDirectory(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // newBucket is a server that speaks S3 over HTTP.
 func newBucket(t *testing.T) registry.Store {
 	t.Helper()
@@ -127,8 +147,8 @@ func (r *race) upload(ctx context.Context, i *image) error {
 	}
 	for _, o := range i.objects {
 		err := r.put(ctx, i.id(), o)
-		// Another host may be uploading the same build.
-		for tick := time.NewTicker(time.Millisecond); status.Code(err) == codes.Aborted; err = r.put(ctx, i.id(), o) {
+		// Another host may be uploading the same build, to this replica or to the other one.
+		for tick := time.NewTicker(time.Millisecond); status.Code(err) == codes.Aborted || status.Code(err) == codes.Unavailable; err = r.put(ctx, i.id(), o) {
 			<-tick.C
 		}
 		if err != nil {
@@ -181,7 +201,11 @@ func (r *race) endsEmpty() {
 			r.t.Fatal(err)
 		}
 	}
+	// The connections that the collectors were cut off from may hold their locks for a moment more; what is locked is left for the next pass.
 	r.collect()
+	for end := time.Now().Add(10 * time.Second); len(r.paths()) != 0 && time.Now().Before(end); {
+		r.collect()
+	}
 	if len(r.paths()) != 0 {
 		r.t.Errorf("left in the store: %v", r.paths())
 	}
@@ -281,6 +305,70 @@ func TestASweepFindsWhatACrashLeft(t *testing.T) {
 		t.Fatalf("left %v", f.paths())
 	}
 	f.whole(i)
+}
+
+// stuckStore is a store that cannot delete some of its paths.
+type stuckStore struct {
+	registry.Store
+	stuck map[string]bool
+}
+
+func (s stuckStore) Delete(ctx context.Context, path string) error {
+	if s.stuck[path] {
+		return errors.New("permission denied")
+	}
+	return s.Store.Delete(ctx, path)
+}
+
+func TestAPathThatCannotBeDeletedKeepsNoOther(t *testing.T) {
+	stuck := map[string]bool{}
+	f := newFixture(t, func(c *registry.Config) { c.Store = stuckStore{c.Store, stuck} })
+	i := newPause(newBuild(100), newBuild(100))
+	f.save(i)
+	stuck[f.paths()[0]] = true
+	if _, err := f.reg.DropSnapshot(as(t, ""), &snapshotv1.DropSnapshotRequest{SnapshotId: i.id()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.service.Collect(t.Context()); err == nil || !strings.Contains(err.Error(), "permission denied") {
+		t.Fatalf("collected: %v", err)
+	}
+	if left := f.paths(); len(left) != 1 || !stuck[left[0]] {
+		t.Fatalf("left %v", left)
+	}
+	clear(stuck)
+	f.collect()
+	if len(f.paths()) != 0 {
+		t.Fatalf("left %v", f.paths())
+	}
+}
+
+// A host that has lost the answer registers again, while the user deletes.
+func TestADeletionIsNotUndoneByARegistrationThatIsTriedAgain(t *testing.T) {
+	f := newFixture(t)
+	for range 60 {
+		i := newTemplate("again")
+		f.save(i)
+		ctx, stop := context.WithCancel(as(t, ""))
+		var hosts sync.WaitGroup
+		for range 4 {
+			hosts.Go(func() {
+				for ctx.Err() == nil {
+					if _, err := f.reg.RegisterSnapshot(ctx, i.reg); status.Code(err) == codes.NotFound {
+						return
+					}
+				}
+			})
+		}
+		_, err := f.DeleteSnapshot(as(t, "acme"), &snapshotv1.DeleteSnapshotRequest{SnapshotId: i.id()})
+		if err != nil {
+			t.Error(err)
+			stop()
+		}
+		hosts.Wait()
+		stop()
+		_, err = f.GetSnapshot(as(t, "acme"), &snapshotv1.GetSnapshotRequest{SnapshotId: i.id()})
+		wantError(t, err, codes.NotFound, "SNAPSHOT_NOT_FOUND")
+	}
 }
 
 // The collector runs by itself, and ends with its context.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +13,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/pgtest"
 	"github.com/coveyhq/covey/snapshotsvc/registry"
+	"github.com/coveyhq/covey/snapshotsvc/store"
 )
 
 const (
@@ -171,6 +174,27 @@ func TestACommitFindsBytesThatWereLost(t *testing.T) {
 	wantError(t, err, codes.FailedPrecondition, "OBJECTS_MISSING", i.objects[3].ref.Key)
 	f.save(i)
 	f.whole(i)
+}
+
+func TestAnObjectWhoseFileWasCutShortIsDataLossAndNotTriedForEver(t *testing.T) {
+	dir := t.TempDir()
+	d, err := store.NewDirectory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFixtureOn(t, pgtest.Database(t), d)
+	i := newPause(newBuild(1000))
+	f.save(i)
+	files, err := filepath.Glob(filepath.Join(dir, "builds", "*"))
+	if err != nil || len(files) != 1 || os.Truncate(files[0], 700) != nil {
+		t.Fatal(files, err)
+	}
+	key := i.objects[3].ref.Key
+	if b, err := f.get(as(t, ""), key, 100, 600); err != nil || !bytes.Equal(b, i.objects[3].data[100:700]) {
+		t.Fatalf("what is there is not read: %d bytes, %v", len(b), err)
+	}
+	_, err = f.get(as(t, ""), key, 100, 601)
+	wantError(t, err, codes.DataLoss, "OBJECT_LOST", key)
 }
 
 func TestAStoreThatIsOutOfReachIsUnavailable(t *testing.T) {

@@ -125,6 +125,13 @@ func (d *Directory) Read(_ context.Context, path string, off, length int64) (io.
 	if err != nil {
 		return nil, absent(err)
 	}
+	// A file that was cut short lacks these bytes as one that is gone does: to try again does not help.
+	switch info, err := f.Stat(); {
+	case err != nil:
+		return nil, errors.Join(err, f.Close())
+	case info.Size() < off+length:
+		return nil, errors.Join(fmt.Errorf("%w: %s has %d bytes, not the %d at %d", registry.ErrAbsent, path, info.Size(), length, off), f.Close())
+	}
 	return section{io.NewSectionReader(f, off, length), f}, nil
 }
 

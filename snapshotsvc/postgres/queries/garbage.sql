@@ -28,6 +28,9 @@ ON CONFLICT DO NOTHING;
 -- name: ListGarbage :many
 SELECT path FROM snapshot.garbage ORDER BY since, path LIMIT @row_limit;
 
+-- name: PostponeGarbage :exec
+UPDATE snapshot.garbage SET since = now() WHERE path = @path;
+
 -- name: ForgetGarbage :exec
 DELETE FROM snapshot.garbage WHERE path = @path;
 

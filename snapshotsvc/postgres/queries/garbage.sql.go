@@ -195,3 +195,12 @@ func (q *Queries) LockObjects(ctx context.Context, keys []string) ([]string, err
 	}
 	return items, nil
 }
+
+const postponeGarbage = `-- name: PostponeGarbage :exec
+UPDATE snapshot.garbage SET since = now() WHERE path = $1
+`
+
+func (q *Queries) PostponeGarbage(ctx context.Context, path string) error {
+	_, err := q.db.Exec(ctx, postponeGarbage, path)
+	return err
+}

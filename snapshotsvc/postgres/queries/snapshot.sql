@@ -78,11 +78,14 @@ WITH RECURSIVE line AS (
 SELECT line.parent_id FROM line WHERE line.parent_id <> '' ORDER BY line.depth;
 
 -- name: TenantUsage :one
+-- What is retired does not count: the tenant has deleted it, and can do no more.
 SELECT count(*) AS snapshots,
+       ARRAY(SELECT t.id FROM snapshot.snapshot t
+             WHERE t.tenant_id = @tenant_id AND t.kind = 'TEMPLATE' AND t.state <> 'DELETING' ORDER BY t.id)::text[] AS templates,
        coalesce((SELECT sum(o.size_bytes) FROM snapshot.object o
                  WHERE o.key IN (SELECT r.key FROM snapshot.reference r JOIN snapshot.snapshot n ON n.id = r.snapshot_id
-                                 WHERE n.tenant_id = @tenant_id)), 0)::bigint AS bytes
-FROM snapshot.snapshot s WHERE s.tenant_id = @tenant_id;
+                                 WHERE n.tenant_id = @tenant_id AND n.state <> 'DELETING')), 0)::bigint AS bytes
+FROM snapshot.snapshot s WHERE s.tenant_id = @tenant_id AND s.state <> 'DELETING';
 
 -- name: ListHosts :many
 SELECT host_id FROM snapshot.host WHERE snapshot_id = @snapshot_id ORDER BY host_id;

@@ -499,20 +499,24 @@ func (q *Queries) SetDurable(ctx context.Context, id string) (Snapshot, error) {
 
 const tenantUsage = `-- name: TenantUsage :one
 SELECT count(*) AS snapshots,
+       ARRAY(SELECT t.id FROM snapshot.snapshot t
+             WHERE t.tenant_id = $1 AND t.kind = 'TEMPLATE' AND t.state <> 'DELETING' ORDER BY t.id)::text[] AS templates,
        coalesce((SELECT sum(o.size_bytes) FROM snapshot.object o
                  WHERE o.key IN (SELECT r.key FROM snapshot.reference r JOIN snapshot.snapshot n ON n.id = r.snapshot_id
-                                 WHERE n.tenant_id = $1)), 0)::bigint AS bytes
-FROM snapshot.snapshot s WHERE s.tenant_id = $1
+                                 WHERE n.tenant_id = $1 AND n.state <> 'DELETING')), 0)::bigint AS bytes
+FROM snapshot.snapshot s WHERE s.tenant_id = $1 AND s.state <> 'DELETING'
 `
 
 type TenantUsageRow struct {
 	Snapshots int64
+	Templates []string
 	Bytes     int64
 }
 
+// What is retired does not count: the tenant has deleted it, and can do no more.
 func (q *Queries) TenantUsage(ctx context.Context, tenantID string) (TenantUsageRow, error) {
 	row := q.db.QueryRow(ctx, tenantUsage, tenantID)
 	var i TenantUsageRow
-	err := row.Scan(&i.Snapshots, &i.Bytes)
+	err := row.Scan(&i.Snapshots, &i.Templates, &i.Bytes)
 	return i, err
 }

@@ -2146,6 +2146,116 @@ func (*DropSnapshotResponse) Descriptor() ([]byte, []int) {
 	return file_covey_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{30}
 }
 
+// GetUsageRequest names a tenant.
+type GetUsageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tenant; required, unless the call has one.
+	TenantId      string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetUsageRequest) Reset() {
+	*x = GetUsageRequest{}
+	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetUsageRequest) ProtoMessage() {}
+
+func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetUsageRequest.ProtoReflect.Descriptor instead.
+func (*GetUsageRequest) Descriptor() ([]byte, []int) {
+	return file_covey_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *GetUsageRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+// GetUsageResponse is what a tenant's snapshots of all kinds take. What was deleted does not count, even if it is still in use.
+type GetUsageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of all objects that they name, each counted once however many name it, stock images' builds included.
+	StoredBytes uint64 `protobuf:"varint,1,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	// How many there are.
+	Snapshots uint32 `protobuf:"varint,2,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// Ids of those that are templates.
+	TemplateIds   []string `protobuf:"bytes,3,rep,name=template_ids,json=templateIds,proto3" json:"template_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetUsageResponse) Reset() {
+	*x = GetUsageResponse{}
+	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetUsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetUsageResponse) ProtoMessage() {}
+
+func (x *GetUsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetUsageResponse.ProtoReflect.Descriptor instead.
+func (*GetUsageResponse) Descriptor() ([]byte, []int) {
+	return file_covey_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *GetUsageResponse) GetStoredBytes() uint64 {
+	if x != nil {
+		return x.StoredBytes
+	}
+	return 0
+}
+
+func (x *GetUsageResponse) GetSnapshots() uint32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *GetUsageResponse) GetTemplateIds() []string {
+	if x != nil {
+		return x.TemplateIds
+	}
+	return nil
+}
+
 // ListHostSnapshotsRequest names a host.
 type ListHostSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2159,7 +2269,7 @@ type ListHostSnapshotsRequest struct {
 
 func (x *ListHostSnapshotsRequest) Reset() {
 	*x = ListHostSnapshotsRequest{}
-	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[31]
+	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2281,7 @@ func (x *ListHostSnapshotsRequest) String() string {
 func (*ListHostSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListHostSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[31]
+	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2294,7 @@ func (x *ListHostSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_covey_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{31}
+	return file_covey_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListHostSnapshotsRequest) GetHostId() string {
@@ -2212,7 +2322,7 @@ type ListHostSnapshotsResponse struct {
 
 func (x *ListHostSnapshotsResponse) Reset() {
 	*x = ListHostSnapshotsResponse{}
-	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[32]
+	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2334,7 @@ func (x *ListHostSnapshotsResponse) String() string {
 func (*ListHostSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListHostSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[32]
+	mi := &file_covey_snapshot_v1_snapshot_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2347,7 @@ func (x *ListHostSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_covey_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{32}
+	return file_covey_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListHostSnapshotsResponse) GetExistingIds() []string {
@@ -2410,7 +2520,13 @@ const file_covey_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\x13DropSnapshotRequest\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
 	"snapshotId\"\x16\n" +
-	"\x14DropSnapshotResponse\"V\n" +
+	"\x14DropSnapshotResponse\".\n" +
+	"\x0fGetUsageRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\"v\n" +
+	"\x10GetUsageResponse\x12!\n" +
+	"\fstored_bytes\x18\x01 \x01(\x04R\vstoredBytes\x12\x1c\n" +
+	"\tsnapshots\x18\x02 \x01(\rR\tsnapshots\x12!\n" +
+	"\ftemplate_ids\x18\x03 \x03(\tR\vtemplateIds\"V\n" +
 	"\x18ListHostSnapshotsRequest\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12!\n" +
 	"\fsnapshot_ids\x18\x02 \x03(\tR\vsnapshotIds\">\n" +
@@ -2432,7 +2548,7 @@ const file_covey_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\rListSnapshots\x12'.covey.snapshot.v1.ListSnapshotsRequest\x1a(.covey.snapshot.v1.ListSnapshotsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/snapshots\x12\x9e\x01\n" +
 	"\x0eRenameSnapshot\x12(.covey.snapshot.v1.RenameSnapshotRequest\x1a).covey.snapshot.v1.RenameSnapshotResponse\"7\x82\xd3\xe4\x93\x021:\x01*b\bsnapshot\"\"/v1/snapshots/{snapshot_id}/rename\x12\x94\x01\n" +
 	"\x0eDeleteSnapshot\x12(.covey.snapshot.v1.DeleteSnapshotRequest\x1a).covey.snapshot.v1.DeleteSnapshotResponse\"-\x82\xd3\xe4\x93\x02'b\bsnapshot*\x1b/v1/snapshots/{snapshot_id}\x12\x91\x01\n" +
-	"\x0fExplainSnapshot\x12).covey.snapshot.v1.ExplainSnapshotRequest\x1a*.covey.snapshot.v1.ExplainSnapshotResponse\"'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/snapshots/{snapshot_id}/why2\x98\a\n" +
+	"\x0fExplainSnapshot\x12).covey.snapshot.v1.ExplainSnapshotRequest\x1a*.covey.snapshot.v1.ExplainSnapshotResponse\"'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/snapshots/{snapshot_id}/why2\xed\a\n" +
 	"\x0fRegistryService\x12k\n" +
 	"\x10RegisterSnapshot\x12*.covey.snapshot.v1.RegisterSnapshotRequest\x1a+.covey.snapshot.v1.RegisterSnapshotResponse\x12c\n" +
 	"\fUploadObject\x12&.covey.snapshot.v1.UploadObjectRequest\x1a'.covey.snapshot.v1.UploadObjectResponse(\x010\x01\x12e\n" +
@@ -2443,7 +2559,8 @@ const file_covey_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\fAcquireLease\x12&.covey.snapshot.v1.AcquireLeaseRequest\x1a'.covey.snapshot.v1.AcquireLeaseResponse\x12_\n" +
 	"\fReleaseLease\x12&.covey.snapshot.v1.ReleaseLeaseRequest\x1a'.covey.snapshot.v1.ReleaseLeaseResponse\x12_\n" +
 	"\fDropSnapshot\x12&.covey.snapshot.v1.DropSnapshotRequest\x1a'.covey.snapshot.v1.DropSnapshotResponse\x12n\n" +
-	"\x11ListHostSnapshots\x12+.covey.snapshot.v1.ListHostSnapshotsRequest\x1a,.covey.snapshot.v1.ListHostSnapshotsResponseBDZBgithub.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1;snapshotv1b\x06proto3"
+	"\x11ListHostSnapshots\x12+.covey.snapshot.v1.ListHostSnapshotsRequest\x1a,.covey.snapshot.v1.ListHostSnapshotsResponse\x12S\n" +
+	"\bGetUsage\x12\".covey.snapshot.v1.GetUsageRequest\x1a#.covey.snapshot.v1.GetUsageResponseBDZBgithub.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1;snapshotv1b\x06proto3"
 
 var (
 	file_covey_snapshot_v1_snapshot_proto_rawDescOnce sync.Once
@@ -2458,7 +2575,7 @@ func file_covey_snapshot_v1_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_covey_snapshot_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_covey_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_covey_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_covey_snapshot_v1_snapshot_proto_goTypes = []any{
 	(SnapshotKind)(0),                 // 0: covey.snapshot.v1.SnapshotKind
 	(SnapshotState)(0),                // 1: covey.snapshot.v1.SnapshotState
@@ -2493,18 +2610,20 @@ var file_covey_snapshot_v1_snapshot_proto_goTypes = []any{
 	(*ReleaseLeaseResponse)(nil),      // 30: covey.snapshot.v1.ReleaseLeaseResponse
 	(*DropSnapshotRequest)(nil),       // 31: covey.snapshot.v1.DropSnapshotRequest
 	(*DropSnapshotResponse)(nil),      // 32: covey.snapshot.v1.DropSnapshotResponse
-	(*ListHostSnapshotsRequest)(nil),  // 33: covey.snapshot.v1.ListHostSnapshotsRequest
-	(*ListHostSnapshotsResponse)(nil), // 34: covey.snapshot.v1.ListHostSnapshotsResponse
-	nil,                               // 35: covey.snapshot.v1.Snapshot.MetadataEntry
-	nil,                               // 36: covey.snapshot.v1.Manifest.AnnotationsEntry
-	nil,                               // 37: covey.snapshot.v1.RegisterSnapshotRequest.MetadataEntry
-	(*timestamppb.Timestamp)(nil),     // 38: google.protobuf.Timestamp
+	(*GetUsageRequest)(nil),           // 33: covey.snapshot.v1.GetUsageRequest
+	(*GetUsageResponse)(nil),          // 34: covey.snapshot.v1.GetUsageResponse
+	(*ListHostSnapshotsRequest)(nil),  // 35: covey.snapshot.v1.ListHostSnapshotsRequest
+	(*ListHostSnapshotsResponse)(nil), // 36: covey.snapshot.v1.ListHostSnapshotsResponse
+	nil,                               // 37: covey.snapshot.v1.Snapshot.MetadataEntry
+	nil,                               // 38: covey.snapshot.v1.Manifest.AnnotationsEntry
+	nil,                               // 39: covey.snapshot.v1.RegisterSnapshotRequest.MetadataEntry
+	(*timestamppb.Timestamp)(nil),     // 40: google.protobuf.Timestamp
 }
 var file_covey_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	0,  // 0: covey.snapshot.v1.Snapshot.kind:type_name -> covey.snapshot.v1.SnapshotKind
 	1,  // 1: covey.snapshot.v1.Snapshot.state:type_name -> covey.snapshot.v1.SnapshotState
-	38, // 2: covey.snapshot.v1.Snapshot.create_time:type_name -> google.protobuf.Timestamp
-	35, // 3: covey.snapshot.v1.Snapshot.metadata:type_name -> covey.snapshot.v1.Snapshot.MetadataEntry
+	40, // 2: covey.snapshot.v1.Snapshot.create_time:type_name -> google.protobuf.Timestamp
+	37, // 3: covey.snapshot.v1.Snapshot.metadata:type_name -> covey.snapshot.v1.Snapshot.MetadataEntry
 	2,  // 4: covey.snapshot.v1.GetSnapshotResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
 	0,  // 5: covey.snapshot.v1.ListSnapshotsRequest.kind:type_name -> covey.snapshot.v1.SnapshotKind
 	2,  // 6: covey.snapshot.v1.ListSnapshotsResponse.snapshots:type_name -> covey.snapshot.v1.Snapshot
@@ -2517,12 +2636,12 @@ var file_covey_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	14, // 13: covey.snapshot.v1.Manifest.disk_header:type_name -> covey.snapshot.v1.ObjectRef
 	14, // 14: covey.snapshot.v1.Manifest.working_set:type_name -> covey.snapshot.v1.ObjectRef
 	16, // 15: covey.snapshot.v1.Manifest.builds:type_name -> covey.snapshot.v1.BuildRef
-	38, // 16: covey.snapshot.v1.Manifest.create_time:type_name -> google.protobuf.Timestamp
-	36, // 17: covey.snapshot.v1.Manifest.annotations:type_name -> covey.snapshot.v1.Manifest.AnnotationsEntry
+	40, // 16: covey.snapshot.v1.Manifest.create_time:type_name -> google.protobuf.Timestamp
+	38, // 17: covey.snapshot.v1.Manifest.annotations:type_name -> covey.snapshot.v1.Manifest.AnnotationsEntry
 	14, // 18: covey.snapshot.v1.BuildRef.data:type_name -> covey.snapshot.v1.ObjectRef
 	0,  // 19: covey.snapshot.v1.RegisterSnapshotRequest.kind:type_name -> covey.snapshot.v1.SnapshotKind
 	15, // 20: covey.snapshot.v1.RegisterSnapshotRequest.manifest:type_name -> covey.snapshot.v1.Manifest
-	37, // 21: covey.snapshot.v1.RegisterSnapshotRequest.metadata:type_name -> covey.snapshot.v1.RegisterSnapshotRequest.MetadataEntry
+	39, // 21: covey.snapshot.v1.RegisterSnapshotRequest.metadata:type_name -> covey.snapshot.v1.RegisterSnapshotRequest.MetadataEntry
 	2,  // 22: covey.snapshot.v1.RegisterSnapshotResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
 	14, // 23: covey.snapshot.v1.UploadObjectRequest.object:type_name -> covey.snapshot.v1.ObjectRef
 	2,  // 24: covey.snapshot.v1.CommitSnapshotResponse.snapshot:type_name -> covey.snapshot.v1.Snapshot
@@ -2541,23 +2660,25 @@ var file_covey_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	27, // 37: covey.snapshot.v1.RegistryService.AcquireLease:input_type -> covey.snapshot.v1.AcquireLeaseRequest
 	29, // 38: covey.snapshot.v1.RegistryService.ReleaseLease:input_type -> covey.snapshot.v1.ReleaseLeaseRequest
 	31, // 39: covey.snapshot.v1.RegistryService.DropSnapshot:input_type -> covey.snapshot.v1.DropSnapshotRequest
-	33, // 40: covey.snapshot.v1.RegistryService.ListHostSnapshots:input_type -> covey.snapshot.v1.ListHostSnapshotsRequest
-	4,  // 41: covey.snapshot.v1.SnapshotService.GetSnapshot:output_type -> covey.snapshot.v1.GetSnapshotResponse
-	6,  // 42: covey.snapshot.v1.SnapshotService.ListSnapshots:output_type -> covey.snapshot.v1.ListSnapshotsResponse
-	8,  // 43: covey.snapshot.v1.SnapshotService.RenameSnapshot:output_type -> covey.snapshot.v1.RenameSnapshotResponse
-	10, // 44: covey.snapshot.v1.SnapshotService.DeleteSnapshot:output_type -> covey.snapshot.v1.DeleteSnapshotResponse
-	12, // 45: covey.snapshot.v1.SnapshotService.ExplainSnapshot:output_type -> covey.snapshot.v1.ExplainSnapshotResponse
-	18, // 46: covey.snapshot.v1.RegistryService.RegisterSnapshot:output_type -> covey.snapshot.v1.RegisterSnapshotResponse
-	20, // 47: covey.snapshot.v1.RegistryService.UploadObject:output_type -> covey.snapshot.v1.UploadObjectResponse
-	22, // 48: covey.snapshot.v1.RegistryService.CommitSnapshot:output_type -> covey.snapshot.v1.CommitSnapshotResponse
-	24, // 49: covey.snapshot.v1.RegistryService.ReadObject:output_type -> covey.snapshot.v1.ReadObjectResponse
-	26, // 50: covey.snapshot.v1.RegistryService.GetManifest:output_type -> covey.snapshot.v1.GetManifestResponse
-	28, // 51: covey.snapshot.v1.RegistryService.AcquireLease:output_type -> covey.snapshot.v1.AcquireLeaseResponse
-	30, // 52: covey.snapshot.v1.RegistryService.ReleaseLease:output_type -> covey.snapshot.v1.ReleaseLeaseResponse
-	32, // 53: covey.snapshot.v1.RegistryService.DropSnapshot:output_type -> covey.snapshot.v1.DropSnapshotResponse
-	34, // 54: covey.snapshot.v1.RegistryService.ListHostSnapshots:output_type -> covey.snapshot.v1.ListHostSnapshotsResponse
-	41, // [41:55] is the sub-list for method output_type
-	27, // [27:41] is the sub-list for method input_type
+	35, // 40: covey.snapshot.v1.RegistryService.ListHostSnapshots:input_type -> covey.snapshot.v1.ListHostSnapshotsRequest
+	33, // 41: covey.snapshot.v1.RegistryService.GetUsage:input_type -> covey.snapshot.v1.GetUsageRequest
+	4,  // 42: covey.snapshot.v1.SnapshotService.GetSnapshot:output_type -> covey.snapshot.v1.GetSnapshotResponse
+	6,  // 43: covey.snapshot.v1.SnapshotService.ListSnapshots:output_type -> covey.snapshot.v1.ListSnapshotsResponse
+	8,  // 44: covey.snapshot.v1.SnapshotService.RenameSnapshot:output_type -> covey.snapshot.v1.RenameSnapshotResponse
+	10, // 45: covey.snapshot.v1.SnapshotService.DeleteSnapshot:output_type -> covey.snapshot.v1.DeleteSnapshotResponse
+	12, // 46: covey.snapshot.v1.SnapshotService.ExplainSnapshot:output_type -> covey.snapshot.v1.ExplainSnapshotResponse
+	18, // 47: covey.snapshot.v1.RegistryService.RegisterSnapshot:output_type -> covey.snapshot.v1.RegisterSnapshotResponse
+	20, // 48: covey.snapshot.v1.RegistryService.UploadObject:output_type -> covey.snapshot.v1.UploadObjectResponse
+	22, // 49: covey.snapshot.v1.RegistryService.CommitSnapshot:output_type -> covey.snapshot.v1.CommitSnapshotResponse
+	24, // 50: covey.snapshot.v1.RegistryService.ReadObject:output_type -> covey.snapshot.v1.ReadObjectResponse
+	26, // 51: covey.snapshot.v1.RegistryService.GetManifest:output_type -> covey.snapshot.v1.GetManifestResponse
+	28, // 52: covey.snapshot.v1.RegistryService.AcquireLease:output_type -> covey.snapshot.v1.AcquireLeaseResponse
+	30, // 53: covey.snapshot.v1.RegistryService.ReleaseLease:output_type -> covey.snapshot.v1.ReleaseLeaseResponse
+	32, // 54: covey.snapshot.v1.RegistryService.DropSnapshot:output_type -> covey.snapshot.v1.DropSnapshotResponse
+	36, // 55: covey.snapshot.v1.RegistryService.ListHostSnapshots:output_type -> covey.snapshot.v1.ListHostSnapshotsResponse
+	34, // 56: covey.snapshot.v1.RegistryService.GetUsage:output_type -> covey.snapshot.v1.GetUsageResponse
+	42, // [42:57] is the sub-list for method output_type
+	27, // [27:42] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -2574,7 +2695,7 @@ func file_covey_snapshot_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_covey_snapshot_v1_snapshot_proto_rawDesc), len(file_covey_snapshot_v1_snapshot_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

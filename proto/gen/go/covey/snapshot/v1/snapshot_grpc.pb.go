@@ -300,6 +300,7 @@ const (
 	RegistryService_ReleaseLease_FullMethodName      = "/covey.snapshot.v1.RegistryService/ReleaseLease"
 	RegistryService_DropSnapshot_FullMethodName      = "/covey.snapshot.v1.RegistryService/DropSnapshot"
 	RegistryService_ListHostSnapshots_FullMethodName = "/covey.snapshot.v1.RegistryService/ListHostSnapshots"
+	RegistryService_GetUsage_FullMethodName          = "/covey.snapshot.v1.RegistryService/GetUsage"
 )
 
 // RegistryServiceClient is the client API for RegistryService service.
@@ -327,6 +328,8 @@ type RegistryServiceClient interface {
 	DropSnapshot(ctx context.Context, in *DropSnapshotRequest, opts ...grpc.CallOption) (*DropSnapshotResponse, error)
 	// ListHostSnapshots lists the snapshots that a host should keep, so that it can remove what nothing names any more.
 	ListHostSnapshots(ctx context.Context, in *ListHostSnapshotsRequest, opts ...grpc.CallOption) (*ListHostSnapshotsResponse, error)
+	// GetUsage tells what a tenant's snapshots take, for its quota.
+	GetUsage(ctx context.Context, in *GetUsageRequest, opts ...grpc.CallOption) (*GetUsageResponse, error)
 }
 
 type registryServiceClient struct {
@@ -439,6 +442,16 @@ func (c *registryServiceClient) ListHostSnapshots(ctx context.Context, in *ListH
 	return out, nil
 }
 
+func (c *registryServiceClient) GetUsage(ctx context.Context, in *GetUsageRequest, opts ...grpc.CallOption) (*GetUsageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetUsageResponse)
+	err := c.cc.Invoke(ctx, RegistryService_GetUsage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RegistryServiceServer is the server API for RegistryService service.
 // All implementations must embed UnimplementedRegistryServiceServer
 // for forward compatibility.
@@ -464,6 +477,8 @@ type RegistryServiceServer interface {
 	DropSnapshot(context.Context, *DropSnapshotRequest) (*DropSnapshotResponse, error)
 	// ListHostSnapshots lists the snapshots that a host should keep, so that it can remove what nothing names any more.
 	ListHostSnapshots(context.Context, *ListHostSnapshotsRequest) (*ListHostSnapshotsResponse, error)
+	// GetUsage tells what a tenant's snapshots take, for its quota.
+	GetUsage(context.Context, *GetUsageRequest) (*GetUsageResponse, error)
 	mustEmbedUnimplementedRegistryServiceServer()
 }
 
@@ -500,6 +515,9 @@ func (UnimplementedRegistryServiceServer) DropSnapshot(context.Context, *DropSna
 }
 func (UnimplementedRegistryServiceServer) ListHostSnapshots(context.Context, *ListHostSnapshotsRequest) (*ListHostSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListHostSnapshots not implemented")
+}
+func (UnimplementedRegistryServiceServer) GetUsage(context.Context, *GetUsageRequest) (*GetUsageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetUsage not implemented")
 }
 func (UnimplementedRegistryServiceServer) mustEmbedUnimplementedRegistryServiceServer() {}
 func (UnimplementedRegistryServiceServer) testEmbeddedByValue()                         {}
@@ -666,6 +684,24 @@ func _RegistryService_ListHostSnapshots_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RegistryService_GetUsage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetUsageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RegistryServiceServer).GetUsage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RegistryService_GetUsage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RegistryServiceServer).GetUsage(ctx, req.(*GetUsageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RegistryService_ServiceDesc is the grpc.ServiceDesc for RegistryService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -700,6 +736,10 @@ var RegistryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListHostSnapshots",
 			Handler:    _RegistryService_ListHostSnapshots_Handler,
+		},
+		{
+			MethodName: "GetUsage",
+			Handler:    _RegistryService_GetUsage_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
