@@ -106,7 +106,7 @@ func holder(id string) string { return "sandbox/" + id }
 func (s *Service) place(sb Sandbox) PlaceRequest {
 	return PlaceRequest{
 		SandboxID: sb.ID, Tenant: sb.Tenant, VCPUs: sb.VCPUs, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB,
-		SnapshotID: sb.Spec.SnapshotID, CPUFeatures: sb.CPUFeatures, VMM: sb.VMM, HostLabels: sb.HostLabels,
+		SnapshotID: sb.Spec.SnapshotID, Needs: sb.Needs, HostLabels: sb.HostLabels,
 	}
 }
 
@@ -119,7 +119,7 @@ func (s *Service) startSomewhere(ctx context.Context, sb Sandbox, place PlaceReq
 	var damaged error
 	for {
 		if !sb.Work.Placed {
-			placed, err := s.placeOnce(ctx, sb, place)
+			placed, err := s.placeOnce(ctx, sb, place, start.Policy)
 			if err != nil && damaged != nil {
 				return sb, Started{}, damaged
 			}
@@ -152,9 +152,9 @@ func (s *Service) startSomewhere(ctx context.Context, sb Sandbox, place PlaceReq
 }
 
 // placeOnce asks for a host and writes it into the row.
-func (s *Service) placeOnce(ctx context.Context, sb Sandbox, place PlaceRequest) (Sandbox, error) {
+func (s *Service) placeOnce(ctx context.Context, sb Sandbox, place PlaceRequest, policy RestorePolicy) (Sandbox, error) {
 	place.Exclude = sb.Work.Refused
-	p, err := s.scheduler.Place(ctx, place)
+	p, err := s.placeFor(ctx, place, policy)
 	if err != nil {
 		return sb, err
 	}
@@ -173,6 +173,27 @@ func (s *Service) placeOnce(ctx context.Context, sb Sandbox, place PlaceRequest)
 		return sb, err
 	}
 	return rows[0], nil
+}
+
+// noSuitable is the scheduler's reason where waiting does not help: every host lacks something that it will not get.
+const noSuitable = "NO_SUITABLE_HOST"
+
+// placeFor asks for a host that can do what the policy asks for: restore the memory, or where that may be given up, boot the disk.
+func (s *Service) placeFor(ctx context.Context, place PlaceRequest, policy RestorePolicy) (Placement, error) {
+	if policy == DiskOnly {
+		place.Needs = Needs{}
+	}
+	p, err := s.scheduler.Place(ctx, place)
+	if policy != PreferMemory || err == nil || asError(err).Reason != noSuitable {
+		return p, err
+	}
+	place.Needs = Needs{}
+	q, e := s.scheduler.Place(ctx, place)
+	if e != nil {
+		return p, err
+	}
+	s.log.Info("no host can restore the memory; one boots the disk", "sandbox_id", place.SandboxID, "host_id", q.HostID, "error", err)
+	return q, nil
 }
 
 // takeBack undoes what a failed start may have left: the reservation, and where the host's answer does not say, the VM.

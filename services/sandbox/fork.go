@@ -179,7 +179,7 @@ func (s *Service) startCopy(ctx context.Context, sb Sandbox) (Sandbox, Started, 
 	if err != nil && !errors.Is(err, NotFound) {
 		return sb, Started{}, err
 	}
-	place.VMM, place.CPUFeatures = m.VMM, m.CPUFeatures
+	place.Needs = m.Needs
 	if !m.Durable {
 		parent, err := s.store.Get(ctx, sb.Tenant, sb.ParentID)
 		if err != nil {

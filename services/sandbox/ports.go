@@ -174,6 +174,17 @@ type KeyStore interface {
 	RevokeKey(ctx context.Context, tenant, id string) (Key, error)
 }
 
+// Needs are what a host must have to restore a snapshot's memory. Its disk boots anywhere.
+type Needs struct {
+	// VMM is the driver with its accelerator, Machine the machine model that the state belongs to, CPUFeatures those that the guest has.
+	VMM         string   `json:",omitempty"`
+	Machine     string   `json:",omitempty"`
+	CPUFeatures []string `json:",omitempty"`
+	// KernelID names the kernel that the snapshot was booted from. It is in the memory, and so no host must have it; that its disk would boot
+	// another one is told.
+	KernelID string `json:",omitempty"`
+}
+
 // PlaceRequest describes what to place.
 type PlaceRequest struct {
 	SandboxID, Tenant string
@@ -181,9 +192,8 @@ type PlaceRequest struct {
 	// MemoryMB and DiskMB are MiB.
 	MemoryMB, DiskMB uint32
 	SnapshotID       string
-	CPUFeatures      []string
-	VMM              string
-	HostLabels       map[string]string
+	Needs
+	HostLabels map[string]string
 	// HostID pins it; Exclude are hosts that have refused.
 	HostID  string
 	Exclude []string
@@ -302,9 +312,8 @@ type Snapshot struct {
 type Manifest struct {
 	ID, Name                string
 	VCPUs, MemoryMB, DiskMB uint32
-	VMM                     string
-	CPUFeatures             []string
-	Image                   string
+	Needs
+	Image string
 	// Durable: whole in the registry's store.
 	Durable bool
 	// HostIDs have its builds.

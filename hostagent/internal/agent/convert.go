@@ -91,7 +91,7 @@ func encodeSandbox(st machine.Status) *hostv1.HostSandbox {
 	spec.Env = nil
 	return &hostv1.HostSandbox{
 		SandboxId: st.Spec.ID, State: stateOf[st.State], Reason: st.Reason, SnapshotId: st.SnapshotID, AutoPaused: st.AutoPaused,
-		LastActiveTime: timestamppb.New(st.LastActive), Pid: int32(st.PID), Spec: spec, StateTime: timestamppb.New(st.StateTime),
+		LastActiveTime: timestamppb.New(st.LastActive), Pid: int32(st.PID), Spec: spec, StateTime: timestamppb.New(st.StateTime), RestoreId: st.RestoreID,
 	}
 }
 

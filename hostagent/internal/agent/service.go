@@ -47,11 +47,7 @@ func (s *Service) StartSandbox(ctx context.Context, r *hostv1.StartSandboxReques
 
 // DestroySandbox implements hostv1.HostServiceServer.
 func (s *Service) DestroySandbox(ctx context.Context, r *hostv1.DestroySandboxRequest) (*hostv1.DestroySandboxResponse, error) {
-	m, err := s.host.Find(r.GetSandboxId())
-	if err != nil {
-		return &hostv1.DestroySandboxResponse{}, nil
-	}
-	if err := m.Destroy(ctx, ""); err != nil {
+	if err := s.host.Destroy(ctx, r.GetSandboxId(), r.GetRestoreId()); err != nil {
 		return nil, toStatus(ctx, s.log, "destroy", r.GetSandboxId(), err)
 	}
 	return &hostv1.DestroySandboxResponse{}, nil

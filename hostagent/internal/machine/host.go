@@ -199,7 +199,7 @@ func (h *Host) launchStart(ctx context.Context, m, old *Machine, restoreID strin
 		m.mu.Unlock()
 		return nil, ErrDestroyed
 	}
-	m.roomTaken = true
+	m.roomTaken, m.status.RestoreID = true, restoreID
 	j, err := m.launch(ctx, "start", restoreID, func(ctx context.Context) (any, error) {
 		started, err := m.start(ctx, restoreID)
 		if err != nil {
@@ -244,6 +244,21 @@ func (h *Host) Find(id string) (*Machine, error) {
 		return m, nil
 	}
 	return nil, &NotHereError{ID: id}
+}
+
+// Destroy is Machine.Destroy of the sandbox's life that the start restoreID began, or with an empty restoreID of whichever there is. Where there
+// is none, or another, nothing happens: who asks may not know yet that it lives again.
+func (h *Host) Destroy(ctx context.Context, id, restoreID string) error {
+	m, err := h.Find(id)
+	if err != nil {
+		return nil
+	}
+	// A machine is of one start alone: if it is the right one now, it stays so.
+	if now := m.Status().RestoreID; restoreID != "" && now != restoreID {
+		m.log.Info("another life of the sandbox was to be ended, which is not here", "restore_id", restoreID, "here", now)
+		return nil
+	}
+	return m.Destroy(ctx, "")
 }
 
 // List is every machine, tombstones included.

@@ -21,6 +21,8 @@ type Status struct {
 	SnapshotID string
 	AutoPaused bool
 	PID        int
+	// RestoreID names the start that began this life of it; empty until there is one.
+	RestoreID string
 	// StateTime is when it came into its state.
 	StateTime  time.Time
 	LastActive time.Time
@@ -41,8 +43,8 @@ type Machine struct {
 	streams    atomic.Int64
 	firstExec  atomic.Int64
 	// deaf counts the questions of the timer in a row that the guest did not answer.
-	deaf atomic.Int32
-	history    history
+	deaf    atomic.Int32
+	history history
 	// cpu is Run's alone.
 	cpu cpuMark
 	// takenBack is when this agent took it over from a former one; it never changes. The inactivity timer begins anew then: the journal

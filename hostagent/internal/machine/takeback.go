@@ -60,6 +60,9 @@ func (h *Host) takeBackOne(ctx context.Context, e journal.Entry[Record]) {
 	rec := e.Record
 	m := h.newMachine(rec.Status.Spec)
 	m.status, m.receipt = rec.Status, rec.Receipt
+	if m.status.RestoreID == "" {
+		m.status.RestoreID = rec.Receipt.RestoreID // The record is of a former release.
+	}
 	m.lastActive.Store(rec.Status.LastActive.UnixNano())
 	m.takenBack = time.Now()
 	m.firstExec.Store(int64(rec.Receipt.FirstExec))

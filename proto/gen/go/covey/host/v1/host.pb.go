@@ -210,7 +210,9 @@ type HostSandbox struct {
 	// What it was started with.
 	Spec *SandboxSpec `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`
 	// When it came into this state.
-	StateTime     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=state_time,json=stateTime,proto3" json:"state_time,omitempty"`
+	StateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=state_time,json=stateTime,proto3" json:"state_time,omitempty"`
+	// Restore id of the start that it is of: of the life that runs, or ran last. Empty where the host has not begun to start it.
+	RestoreId     string `protobuf:"bytes,10,opt,name=restore_id,json=restoreId,proto3" json:"restore_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -306,6 +308,13 @@ func (x *HostSandbox) GetStateTime() *timestamppb.Timestamp {
 		return x.StateTime
 	}
 	return nil
+}
+
+func (x *HostSandbox) GetRestoreId() string {
+	if x != nil {
+		return x.RestoreId
+	}
+	return ""
 }
 
 // StartSandboxRequest describes the sandbox to start.
@@ -422,7 +431,10 @@ func (x *StartSandboxResponse) GetReceipt() *v1.RestoreReceipt {
 type DestroySandboxRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The sandbox.
-	SandboxId     string `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	SandboxId string `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// If set, only the life of the sandbox that this start began is ended: where another one is here, nothing happens, and that is no error.
+	// So a request that comes late cannot end a later life.
+	RestoreId     string `protobuf:"bytes,2,opt,name=restore_id,json=restoreId,proto3" json:"restore_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -460,6 +472,13 @@ func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
 func (x *DestroySandboxRequest) GetSandboxId() string {
 	if x != nil {
 		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *DestroySandboxRequest) GetRestoreId() string {
+	if x != nil {
+		return x.RestoreId
 	}
 	return ""
 }
@@ -1984,7 +2003,7 @@ const file_covey_host_v1_host_proto_rawDesc = "" +
 	"\x0eexpire_unix_ms\x18\x0e \x01(\x03R\fexpireUnixMs\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf8\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x97\x03\n" +
 	"\vHostSandbox\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12-\n" +
@@ -1998,17 +2017,22 @@ const file_covey_host_v1_host_proto_rawDesc = "" +
 	"\x03pid\x18\a \x01(\x05R\x03pid\x12.\n" +
 	"\x04spec\x18\b \x01(\v2\x1a.covey.host.v1.SandboxSpecR\x04spec\x129\n" +
 	"\n" +
-	"state_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstateTime\"d\n" +
+	"state_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstateTime\x12\x1d\n" +
+	"\n" +
+	"restore_id\x18\n" +
+	" \x01(\tR\trestoreId\"d\n" +
 	"\x13StartSandboxRequest\x12.\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1a.covey.host.v1.SandboxSpecR\x04spec\x12\x1d\n" +
 	"\n" +
 	"restore_id\x18\x02 \x01(\tR\trestoreId\"\x88\x01\n" +
 	"\x14StartSandboxResponse\x124\n" +
 	"\asandbox\x18\x01 \x01(\v2\x1a.covey.host.v1.HostSandboxR\asandbox\x12:\n" +
-	"\areceipt\x18\x02 \x01(\v2 .covey.sandbox.v1.RestoreReceiptR\areceipt\"6\n" +
+	"\areceipt\x18\x02 \x01(\v2 .covey.sandbox.v1.RestoreReceiptR\areceipt\"U\n" +
 	"\x15DestroySandboxRequest\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x18\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1d\n" +
+	"\n" +
+	"restore_id\x18\x02 \x01(\tR\trestoreId\"\x18\n" +
 	"\x16DestroySandboxResponse\"U\n" +
 	"\x13PauseSandboxRequest\x12\x1d\n" +
 	"\n" +
