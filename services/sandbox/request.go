@@ -314,7 +314,7 @@ func (r *CreateRequest) fromTemplate(t Manifest) (Spec, error) {
 	s := r.spec()
 	s.SnapshotID, s.Kind = t.ID, Spawn
 	s.VCPUs, s.MemoryMB, s.DiskMB = t.VCPUs, t.MemoryMB, t.DiskMB
-	s.VMM, s.CPUFeatures = t.VMM, t.CPUFeatures
+	s.Needs = t.Needs
 	return s, nil
 }
 

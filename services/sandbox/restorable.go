@@ -31,7 +31,7 @@ func (s *Service) CanRestore(ctx context.Context, tenant, snapshot string) (Rest
 		return Restorable{}, err
 	}
 	list, err := s.scheduler.Explain(ctx, PlaceRequest{
-		Tenant: tenant, VCPUs: m.VCPUs, MemoryMB: m.MemoryMB, DiskMB: m.DiskMB, SnapshotID: m.ID, CPUFeatures: m.CPUFeatures, VMM: m.VMM,
+		Tenant: tenant, VCPUs: m.VCPUs, MemoryMB: m.MemoryMB, DiskMB: m.DiskMB, SnapshotID: m.ID, Needs: m.Needs,
 	})
 	if err != nil {
 		return Restorable{}, err

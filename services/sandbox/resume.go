@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Resume starts a paused sandbox again. A running one is answered as it is; a second resume while one is under way waits for it
@@ -17,7 +18,10 @@ func (s *Service) Resume(ctx context.Context, tenant string, r ResumeRequest) (S
 	body.RequestID = ""
 	return s.do(ctx, operation{
 		op: OpResume, tenant: tenant, sandboxID: r.SandboxID, requestID: r.RequestID, request: body,
-		decide: func(sb *Sandbox, w Work, _ bool) (verdict, error) { return s.decideResume(sb, w, r) },
+		decide: func(sb *Sandbox, w Work, _ bool) (verdict, error) {
+			w.Until, _ = ctx.Deadline()
+			return s.decideResume(sb, w, r)
+		},
 	})
 }
 
@@ -66,41 +70,104 @@ func (s *Service) performResume(ctx context.Context, sb Sandbox) Outcome {
 }
 
 // startAgain starts a paused sandbox where its snapshot can be had.
+//
+// Until the snapshot is durable that is the host which has it. A resume that is to be elsewhere, because it is pinned or because that host
+// cannot take it, waits until it is durable, and is refused only if that takes too long or cannot be.
+//
+// Chosen: to wait, which an upload takes seconds. Rejected: to start elsewhere at once with the first host as the peer that serves the
+// memory: until the upload's end the sandbox would need two hosts to live, and the death of the one that it has left would take it along.
+// What is a template's is spawned so, because nothing is lost with its copies. Rejected too: to refuse at once, which leaves the waiting to
+// every client.
 func (s *Service) startAgain(ctx context.Context, sb Sandbox) (Sandbox, Started, error) {
 	place := s.place(sb)
-	place.SnapshotID = sb.SnapshotID
-	if err := s.locateSnapshot(ctx, sb, &place); err != nil {
+	place.SnapshotID, place.HostID = sb.SnapshotID, sb.Work.PinHostID
+	start := Start{Kind: Resume, SnapshotID: sb.SnapshotID, RestoreID: sb.Work.RestoreID, Policy: sb.Work.RestorePolicy}
+	m, err := s.pauseManifest(ctx, sb)
+	if err != nil {
 		return sb, Started{}, err
 	}
-	return s.startSomewhere(ctx, sb, place, Start{Kind: Resume, SnapshotID: sb.SnapshotID, RestoreID: sb.Work.RestoreID, Policy: sb.Work.RestorePolicy})
+	place.Needs = m.Needs
+	home, pin := sb.Work.HomeHostID, sb.Work.PinHostID
+	switch {
+	case m.Durable:
+	case pin == "":
+		place.HostID = home
+		sb, started, err := s.startSomewhere(ctx, sb, place, start)
+		if !errors.Is(err, Exhausted) {
+			return sb, started, err
+		}
+		if m, e := s.elsewhere(ctx, sb, ""); e == nil {
+			s.log.Info("the host that has the snapshot cannot take it; it is durable now and may go elsewhere", "sandbox_id", sb.ID, "host_id", home, "error", err)
+			place.HostID, place.Needs = "", m.Needs
+			sb.Work.Placed, sb.Work.ReservationID = false, ""
+			return s.startSomewhere(ctx, sb, place, start)
+		}
+		return sb, started, err
+	case pin != home && !sb.Work.Placed:
+		if m, err = s.elsewhere(ctx, sb, pin); err != nil {
+			return sb, Started{}, err
+		}
+		place.Needs = m.Needs
+	}
+	return s.startSomewhere(ctx, sb, place, start)
 }
 
-// locateSnapshot narrows a placement to the hosts that can have the paused sandbox's snapshot: any once it is durable,
-// else only the host that made it.
-func (s *Service) locateSnapshot(ctx context.Context, sb Sandbox, place *PlaceRequest) error {
-	home, pin := sb.Work.HomeHostID, sb.Work.PinHostID
-	place.HostID = pin
+// pauseManifest is what the registry knows of a paused sandbox's snapshot; nothing where it has not heard of it, or cannot be asked: then
+// its host has it in any case.
+func (s *Service) pauseManifest(ctx context.Context, sb Sandbox) (Manifest, error) {
 	m, err := s.snapshots.Manifest(ctx, sb.Tenant, sb.SnapshotID)
-	switch {
-	case err == nil:
-		place.VMM, place.CPUFeatures = m.VMM, m.CPUFeatures
-		if m.Durable {
-			return nil
+	if errors.Is(err, NotFound) || errors.Is(err, Unavailable) {
+		return Manifest{}, nil
+	}
+	return m, err
+}
+
+// reply is how long before a caller's end he is told that the waiting was for nothing, so that he hears why.
+const reply = time.Second
+
+// lostEvery is after how many looks at the registry the scheduler is asked whether the host is lost.
+const lostEvery = 5
+
+// elsewhere waits until another host than the one which made it can have a paused sandbox's snapshot: because it is durable, or because
+// that host has it already. It gives up, with the reason, when whoever asked does, after Timing.Durable, and at once where it cannot be
+// because the host is lost.
+func (s *Service) elsewhere(ctx context.Context, sb Sandbox, host string) (Manifest, error) {
+	patience := s.timing.Durable
+	if !sb.Work.Until.IsZero() {
+		patience = min(patience, time.Until(sb.Work.Until)-reply)
+	}
+	began := time.Now()
+	giveUp := time.NewTimer(max(patience, 0))
+	defer giveUp.Stop()
+	tick := time.NewTicker(durablePoll)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		m, err := s.pauseManifest(ctx, sb)
+		if err != nil || m.Durable || host != "" && slices.Contains(m.HostIDs, host) {
+			return m, err
 		}
-	case errors.Is(err, NotFound), errors.Is(err, Unavailable):
-		// Not uploaded yet, or nobody to ask: its host has it in any case.
-	default:
-		return err
-	}
-	if pin != "" && pin != home && !slices.Contains(m.HostIDs, pin) {
-		return &Error{
-			Kind: Precondition, Reason: "SNAPSHOT_NOT_DURABLE",
-			Message: fmt.Sprintf("snapshot %s of sandbox %s is not yet in the registry and only on host %s; resume it there, or wait until it is durable", sb.SnapshotID, sb.ID, home),
-			Meta:    map[string]string{"sandbox_id": sb.ID, "snapshot_id": sb.SnapshotID, "host_id": home},
+		if n%lostEvery == 0 && s.isLost(ctx, sb.Work.HomeHostID) {
+			return m, sb.notDurable(Precondition, fmt.Sprintf("that host is lost; it resumes when %s is back", sb.Work.HomeHostID))
+		}
+		select {
+		case <-tick.C:
+		case <-giveUp.C:
+			return m, sb.notDurable(Unavailable, fmt.Sprintf("it did not get there within %s; resume it on %s, or try again", time.Since(began).Round(time.Millisecond), sb.Work.HomeHostID))
+		case <-ctx.Done():
+			return m, ctx.Err()
 		}
 	}
-	if pin == "" {
-		place.HostID = home
+}
+
+func (s *Service) isLost(ctx context.Context, hostID string) bool {
+	list, err := s.hosts.List(ctx)
+	return err == nil && slices.ContainsFunc(list, func(h Host) bool { return h.ID == hostID && h.Lost })
+}
+
+func (s *Sandbox) notDurable(kind Kind, why string) error {
+	return &Error{
+		Kind: kind, Reason: "SNAPSHOT_NOT_DURABLE",
+		Message: fmt.Sprintf("snapshot %s of sandbox %s is not yet in the registry and only on host %s: %s", s.SnapshotID, s.ID, s.Work.HomeHostID, why),
+		Meta:    map[string]string{"sandbox_id": s.ID, "snapshot_id": s.SnapshotID, "host_id": s.Work.HomeHostID},
 	}
-	return nil
 }

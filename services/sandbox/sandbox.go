@@ -148,9 +148,8 @@ type Spec struct {
 	AutoResume     bool              `json:",omitempty"`
 	RestorePolicy  RestorePolicy     `json:",omitempty"`
 	HostLabels     map[string]string `json:",omitempty"`
-	// VMM and CPUFeatures are what the snapshot needs of a host.
-	VMM         string   `json:",omitempty"`
-	CPUFeatures []string `json:",omitempty"`
+	// Needs are what the snapshot needs of a host.
+	Needs
 }
 
 // Work is what is needed to continue the work under way on a row. After its end its ID stays, so that who waited for it
@@ -168,6 +167,8 @@ type Work struct {
 	// RestorePolicy and PinHostID are those of a resume.
 	RestorePolicy RestorePolicy `json:",omitempty"`
 	PinHostID     string        `json:",omitempty"`
+	// Until is when whoever asked for a resume waits no longer for the snapshot to be durable; zero: as long as the service does.
+	Until time.Time `json:",omitzero"`
 	// Placed tells that HostID of the row is the host chosen for this start.
 	Placed        bool   `json:",omitempty"`
 	ReservationID string `json:",omitempty"`

@@ -41,7 +41,8 @@ func (s *Snapshots) Manifest(ctx context.Context, tenant, snapshot string) (sand
 	m, snap := r.GetManifest(), r.GetSnapshot()
 	return sandbox.Manifest{
 		ID: m.GetSnapshotId(), Name: snap.GetName(), VCPUs: m.GetVcpus(), MemoryMB: uint32(m.GetMemoryBytes() >> 20),
-		DiskMB: uint32(m.GetDiskBytes() >> 20), VMM: driver(m), CPUFeatures: m.GetCpuFeatures(), Image: m.GetImage(),
+		DiskMB: uint32(m.GetDiskBytes() >> 20), Image: m.GetImage(),
+		Needs:   sandbox.Needs{VMM: driver(m), Machine: m.GetMachine(), CPUFeatures: m.GetCpuFeatures(), KernelID: m.GetKernelId()},
 		Durable: snap.GetState() == snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE, HostIDs: r.GetHostIds(),
 	}, nil
 }

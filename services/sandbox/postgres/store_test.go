@@ -146,7 +146,7 @@ func TestARowIsReadBackAsItWasWritten(t *testing.T) {
 		Spec: sandbox.Spec{
 			Template: "t", SnapshotID: "snap_s", Kind: sandbox.Spawn, ParentID: "sb_0", VCPUs: 2, MemoryMB: 3, DiskMB: 4, TimeoutSec: 5, MaxLifetimeSec: 60,
 			Env: sandbox.Env{"A": "1"}, Network: sandbox.Network{Disabled: true, AllowCIDRs: []string{"10.0.0.0/8"}}, AutoResume: true,
-			RestorePolicy: sandbox.DiskOnly, HostLabels: map[string]string{"z": "1"}, VMM: "qemu", CPUFeatures: []string{"avx"},
+			RestorePolicy: sandbox.DiskOnly, HostLabels: map[string]string{"z": "1"}, Needs: sandbox.Needs{VMM: "qemu", Machine: "microvm-7.2", CPUFeatures: []string{"avx"}, KernelID: "k"},
 		},
 		Work: sandbox.Work{ID: "w", Op: sandbox.OpCreate, RequestID: "r", Refused: []string{"a"}, Placed: true},
 	}
@@ -289,7 +289,7 @@ func TestNothingIsKeptForEver(t *testing.T) {
 	s := open(t, dsn, "o", time.Minute)
 	sb := insert(t, s, sandbox.Sandbox{ID: "sb_1", State: sandbox.Running, Spec: sandbox.Spec{VCPUs: 1, Env: sandbox.Env{"TOKEN": "secret"}}})
 	sb.State = sandbox.Stopped
-	unanswered := &sandbox.Request{Tenant: "acme", ID: "unanswered", Method: "snapshot", WorkID: "w", SandboxIDs: []string{"sb_1"}, LeaseOwner: "dead"}
+	unanswered := &sandbox.Request{Tenant: "acme", ID: "unanswered", Method: "snapshot", Hash: []byte{1}, WorkID: "w", SandboxIDs: []string{"sb_1"}, LeaseOwner: "dead"}
 	c := sandbox.Change{Begin: unanswered, Update: []sandbox.Sandbox{sb}, Receipts: map[string][]byte{"sb_1": []byte("receipt")}}
 	if _, err := s.Apply(t.Context(), c); err != nil {
 		t.Fatal(err)
