@@ -126,7 +126,9 @@ func request(fullMethod string) (proto.Message, error) {
 }
 
 // Control is a connection to a service of the control plane that writes no log itself: calls that change something are begun and ended in the log.
-func (l *Log) Control(conn grpc.ClientConnInterface) grpc.ClientConnInterface { return control{conn, l} }
+func (l *Log) Control(conn grpc.ClientConnInterface) grpc.ClientConnInterface {
+	return control{conn, l}
+}
 
 type control struct {
 	grpc.ClientConnInterface

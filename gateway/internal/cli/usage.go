@@ -21,18 +21,11 @@ func (a *app) usageCmd() *cobra.Command {
 			if cmd.Flags().Changed("since") {
 				q.StartTime = timestamppb.New(time.Now().Add(-since))
 			}
-			for _, f := range []struct {
-				name, text string
-				to         **timestamppb.Timestamp
-			}{{"from", from, &q.StartTime}, {"to", to, &q.EndTime}} {
-				if f.text == "" {
-					continue
-				}
-				at, err := time.Parse(time.RFC3339, f.text)
-				if err != nil {
-					return usageError{fmt.Errorf("--%s: must be a time like 2026-01-02T15:04:05Z, got %q", f.name, f.text)}
-				}
-				*f.to = timestamppb.New(at)
+			if err := timeFlag("from", from, &q.StartTime); err != nil {
+				return err
+			}
+			if err := timeFlag("to", to, &q.EndTime); err != nil {
+				return err
 			}
 			tenants := sandboxv1.NewTenantServiceClient(a.c.conn)
 			u, err := tenants.GetUsage(cmd.Context(), q)
@@ -84,37 +77,6 @@ func (a *app) quotaTable(quota *sandboxv1.GetQuotaResponse) {
 		{"snapshots", fmt.Sprint(use.GetSnapshots()), bound(uint64(limit.GetSnapshots()))},
 		{"snapshot_bytes", fmt.Sprint(use.GetSnapshotBytes()), bound(limit.GetSnapshotBytes())},
 	})
-}
-
-// auditCmd shows who did what.
-func (a *app) auditCmd() *cobra.Command {
-	q := &sandboxv1.ListAuditEventsRequest{}
-	cmd := &cobra.Command{
-		Use: "audit", Short: "Show who changed what, newest first", Args: args(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			res, err := sandboxv1.NewTenantServiceClient(a.c.conn).ListAuditEvents(cmd.Context(), q)
-			if err != nil {
-				return err
-			}
-			return a.show(res, func() {
-				var rows [][]string
-				for _, e := range res.GetEvents() {
-					end := e.GetCode()
-					if e.GetReason() != "" {
-						end += " " + e.GetReason()
-					}
-					rows = append(rows, []string{e.GetTime().AsTime().Format(time.RFC3339), e.GetTenantId(), dash(e.GetKeyId()), e.GetMethod(), dash(e.GetTarget()), dash(end), dash(e.GetRequestId())})
-				}
-				a.table("TIME TENANT KEY METHOD TARGET RESULT REQUEST", rows)
-			})
-		},
-	}
-	flags := cmd.Flags()
-	flags.StringVar(&q.TenantId, "tenant", "", `of another tenant; "-" for all`)
-	flags.StringVar(&q.Target, "target", "", "only what was done to this sandbox, snapshot or key")
-	flags.StringVar(&q.KeyId, "key", "", "only with this API key")
-	flags.Uint32Var(&q.PageSize, "limit", 100, "most lines, 1 to 1000")
-	return cmd
 }
 
 // quotaCmd sets quotas.

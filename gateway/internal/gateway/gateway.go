@@ -55,7 +55,9 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 	// What the daemon calls is made of the daemon's connections; nothing calls before it runs.
 	passing := relay.New(dataplane.Allowed, func(ctx context.Context, method, id string, refresh bool) (*grpc.ClientConn, func(), error) {
 		return g.hosts.Resolve(ctx, method, id, refresh)
-	}, relay.Hooks{Observe: func(ctx context.Context, method string, first func() []byte) func(error) { return g.events.Observe(ctx, method, first) }})
+	}, relay.Hooks{Observe: func(ctx context.Context, method string, first func() []byte) func(error) {
+		return g.events.Observe(ctx, method, first)
+	}})
 	opts = append([]chassis.Option{
 		chassis.WithPublic(), chassis.WithRelay(passing),
 		chassis.WithAuth(func(ctx context.Context, method string) (context.Context, error) { return g.keys.Auth(ctx, method) }),
