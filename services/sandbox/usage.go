@@ -44,17 +44,7 @@ func (s *Service) Usage(ctx context.Context, tenant string, start, end time.Time
 	if !start.Before(end) {
 		return Usage{}, field("start_time", "must be before end_time %s, got %s", end.UTC().Format(time.RFC3339), start.UTC().Format(time.RFC3339))
 	}
-	rows, err := s.store.Usage(ctx, tenant, start, end)
-	if err != nil {
-		return Usage{}, err
-	}
-	u := Usage{Start: start, End: end, Count: len(rows), Most: rows[:min(len(rows), maxUsageRows)]}
-	for _, r := range rows {
-		u.Total.Seconds += r.Seconds
-		u.Total.VCPUSeconds += r.VCPUSeconds
-		u.Total.GiBSeconds += r.GiBSeconds
-	}
-	return u, nil
+	return s.store.Usage(ctx, tenant, start, end, maxUsageRows)
 }
 
 // TenantStore keeps what tenants may have, have and have used.
@@ -63,8 +53,8 @@ type TenantStore interface {
 	SetLimits(ctx context.Context, tenant string, l Limits) error
 	// InUse counts sandboxes, virtual CPUs and memory.
 	InUse(ctx context.Context, tenant string) (Amounts, error)
-	// Usage is what each sandbox of the tenant used between two times, most first.
-	Usage(ctx context.Context, tenant string, start, end time.Time) ([]Use, error)
+	// Usage sums up what the sandboxes of the tenant used between two times, and names as many as limit of those that used the most.
+	Usage(ctx context.Context, tenant string, start, end time.Time, limit int) (Usage, error)
 	// Now is the database's time.
 	Now(ctx context.Context) (time.Time, error)
 	// ClaimSnapshot counts a template that is about to be made, unless the quota forbids it. Stored is what the registry had

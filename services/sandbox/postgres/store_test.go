@@ -330,38 +330,32 @@ func TestNothingIsKeptForEver(t *testing.T) {
 	}
 }
 
-func TestReplicasThatNoteTheSameUseDoNotWaitForEachOther(t *testing.T) {
+func TestNotingUseWaitsForNobody(t *testing.T) {
 	dsn := migrated(t)
-	const n = 50
-	ids := make([]string, n)
-	first := open(t, dsn, "a", time.Minute)
-	for i := range ids {
-		ids[i] = insert(t, first, sandbox.Sandbox{ID: fmt.Sprintf("sb_%02d", i), State: sandbox.Running}).ID
-	}
-	last := time.Now().Add(time.Hour).UTC().Truncate(time.Microsecond)
-	var wg sync.WaitGroup
-	for _, s := range []*postgres.Store{first, open(t, dsn, "b", time.Minute), open(t, dsn, "c", time.Minute)} {
-		wg.Go(func() {
-			for k := range 20 {
-				used := map[string]time.Time{}
-				for _, id := range ids {
-					used[id] = last.Add(time.Duration(k-19) * time.Second)
-				}
-				if err := s.Touch(t.Context(), used); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	rows, err := first.Find(t.Context(), ids)
+	s := open(t, dsn, "o", time.Minute)
+	insert(t, s, sandbox.Sandbox{ID: "sb_1", State: sandbox.Running})
+	insert(t, s, sandbox.Sandbox{ID: "sb_2", State: sandbox.Running})
+	conn, err := pgx.Connect(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for id, sb := range rows {
-		if sb.LastActiveTime.Before(last.Add(-19 * time.Second)) {
-			t.Errorf("%s was last used at %s", id, sb.LastActiveTime)
-		}
+	defer conn.Close(context.Background())
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), "SELECT 1 FROM sandbox.sandbox WHERE id = 'sb_1' FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	at := time.Now().Add(time.Hour).UTC().Truncate(time.Microsecond)
+	if err := s.Touch(ctx, map[string]time.Time{"sb_1": at, "sb_2": at}); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := s.Find(t.Context(), []string{"sb_2"})
+	if err != nil || !rows["sb_2"].LastActiveTime.Equal(at) {
+		t.Errorf("%v, %v; used at %s", rows, err, at)
 	}
 }

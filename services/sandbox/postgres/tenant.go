@@ -121,13 +121,14 @@ func (s *Store) SettleSnapshot(ctx context.Context, id string, made bool) error 
 }
 
 // Usage implements sandbox.TenantStore.
-func (s *Store) Usage(ctx context.Context, tenant string, start, end time.Time) ([]sandbox.Use, error) {
-	rows, err := s.q.SumUsage(ctx, queries.SumUsageParams{TenantID: tenant, Since: start, Until: end})
-	uses := make([]sandbox.Use, len(rows))
+func (s *Store) Usage(ctx context.Context, tenant string, start, end time.Time, limit int) (sandbox.Usage, error) {
+	rows, err := s.q.SumUsage(ctx, queries.SumUsageParams{TenantID: tenant, Since: start, Until: end, RowLimit: int32(limit)})
+	u := sandbox.Usage{Start: start, End: end, Most: make([]sandbox.Use, len(rows))}
 	for i, r := range rows {
-		uses[i] = sandbox.Use{SandboxID: r.SandboxID, Seconds: r.Seconds, VCPUSeconds: r.VcpuSeconds, GiBSeconds: r.GibSeconds}
+		u.Count, u.Total = int(r.Sandboxes), sandbox.Use{Seconds: r.AllSeconds, VCPUSeconds: r.AllVcpuSeconds, GiBSeconds: r.AllGibSeconds}
+		u.Most[i] = sandbox.Use{SandboxID: r.SandboxID, Seconds: r.Seconds, VCPUSeconds: r.VcpuSeconds, GiBSeconds: r.GibSeconds}
 	}
-	return uses, known(err)
+	return u, known(err)
 }
 
 // BeginAudit implements sandbox.AuditStore.

@@ -43,15 +43,19 @@ DELETE FROM sandbox.snapshot_claim WHERE claim_time < now() - interval '1 hour';
 SELECT clock_timestamp()::timestamptz AS now;
 
 -- name: SumUsage :many
--- What each sandbox used between two times; one that still runs counts until now.
+-- What the sandboxes that used the most used between two times, and in each row what all did; one that still runs counts until now.
 SELECT u.sandbox_id, sum(extract(epoch FROM s.ran))::float8 AS seconds,
        sum(u.vcpus * extract(epoch FROM s.ran))::float8 AS vcpu_seconds,
-       sum(u.memory_mb * extract(epoch FROM s.ran) / 1024)::float8 AS gib_seconds
+       sum(u.memory_mb * extract(epoch FROM s.ran) / 1024)::float8 AS gib_seconds,
+       count(*) OVER () AS sandboxes,
+       (sum(sum(extract(epoch FROM s.ran))) OVER ())::float8 AS all_seconds,
+       (sum(sum(u.vcpus * extract(epoch FROM s.ran))) OVER ())::float8 AS all_vcpu_seconds,
+       (sum(sum(u.memory_mb * extract(epoch FROM s.ran) / 1024)) OVER ())::float8 AS all_gib_seconds
 FROM sandbox.usage u
 CROSS JOIN LATERAL (SELECT least(coalesce(u.end_time, now()), sqlc.arg('until')::timestamptz) - greatest(u.start_time, sqlc.arg('since')::timestamptz) AS ran) s
 WHERE u.tenant_id = @tenant_id AND u.start_time < sqlc.arg('until')::timestamptz AND (u.end_time IS NULL OR u.end_time > sqlc.arg('since')::timestamptz)
   AND s.ran > interval '0'
-GROUP BY u.sandbox_id ORDER BY vcpu_seconds DESC, u.sandbox_id;
+GROUP BY u.sandbox_id ORDER BY vcpu_seconds DESC, u.sandbox_id LIMIT @row_limit;
 
 -- name: DeleteOldUsage :exec
 DELETE FROM sandbox.usage WHERE end_time < now() - interval '400 days';

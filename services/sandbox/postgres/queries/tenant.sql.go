@@ -317,30 +317,44 @@ func (q *Queries) SumInUse(ctx context.Context, tenantID string) (SumInUseRow, e
 const sumUsage = `-- name: SumUsage :many
 SELECT u.sandbox_id, sum(extract(epoch FROM s.ran))::float8 AS seconds,
        sum(u.vcpus * extract(epoch FROM s.ran))::float8 AS vcpu_seconds,
-       sum(u.memory_mb * extract(epoch FROM s.ran) / 1024)::float8 AS gib_seconds
+       sum(u.memory_mb * extract(epoch FROM s.ran) / 1024)::float8 AS gib_seconds,
+       count(*) OVER () AS sandboxes,
+       (sum(sum(extract(epoch FROM s.ran))) OVER ())::float8 AS all_seconds,
+       (sum(sum(u.vcpus * extract(epoch FROM s.ran))) OVER ())::float8 AS all_vcpu_seconds,
+       (sum(sum(u.memory_mb * extract(epoch FROM s.ran) / 1024)) OVER ())::float8 AS all_gib_seconds
 FROM sandbox.usage u
 CROSS JOIN LATERAL (SELECT least(coalesce(u.end_time, now()), $1::timestamptz) - greatest(u.start_time, $2::timestamptz) AS ran) s
 WHERE u.tenant_id = $3 AND u.start_time < $1::timestamptz AND (u.end_time IS NULL OR u.end_time > $2::timestamptz)
   AND s.ran > interval '0'
-GROUP BY u.sandbox_id ORDER BY vcpu_seconds DESC, u.sandbox_id
+GROUP BY u.sandbox_id ORDER BY vcpu_seconds DESC, u.sandbox_id LIMIT $4
 `
 
 type SumUsageParams struct {
 	Until    time.Time `json:"until"`
 	Since    time.Time `json:"since"`
 	TenantID string    `json:"tenant_id"`
+	RowLimit int32     `json:"row_limit"`
 }
 
 type SumUsageRow struct {
-	SandboxID   string  `json:"sandbox_id"`
-	Seconds     float64 `json:"seconds"`
-	VcpuSeconds float64 `json:"vcpu_seconds"`
-	GibSeconds  float64 `json:"gib_seconds"`
+	SandboxID      string  `json:"sandbox_id"`
+	Seconds        float64 `json:"seconds"`
+	VcpuSeconds    float64 `json:"vcpu_seconds"`
+	GibSeconds     float64 `json:"gib_seconds"`
+	Sandboxes      int64   `json:"sandboxes"`
+	AllSeconds     float64 `json:"all_seconds"`
+	AllVcpuSeconds float64 `json:"all_vcpu_seconds"`
+	AllGibSeconds  float64 `json:"all_gib_seconds"`
 }
 
-// What each sandbox used between two times; one that still runs counts until now.
+// What the sandboxes that used the most used between two times, and in each row what all did; one that still runs counts until now.
 func (q *Queries) SumUsage(ctx context.Context, arg SumUsageParams) ([]SumUsageRow, error) {
-	rows, err := q.db.Query(ctx, sumUsage, arg.Until, arg.Since, arg.TenantID)
+	rows, err := q.db.Query(ctx, sumUsage,
+		arg.Until,
+		arg.Since,
+		arg.TenantID,
+		arg.RowLimit,
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -353,6 +367,10 @@ func (q *Queries) SumUsage(ctx context.Context, arg SumUsageParams) ([]SumUsageR
 			&i.Seconds,
 			&i.VcpuSeconds,
 			&i.GibSeconds,
+			&i.Sandboxes,
+			&i.AllSeconds,
+			&i.AllVcpuSeconds,
+			&i.AllGibSeconds,
 		); err != nil {
 			return nil, err
 		}
