@@ -5,7 +5,8 @@
 // itself), when it is released, when the same sandbox is placed again, or by itself after a while.
 //
 // A Book is memory only: a scheduler that starts learns all hosts within one interval of heartbeats. Each of several schedulers has a Book of its own, which
-// knows nothing of the others' reservations. What they promise twice, the host refuses, and the sandbox is placed again without that host.
+// knows nothing of the others' reservations. What they promise twice, the host refuses, and the sandbox is placed again without that host. A reservation is given back through any
+// scheduler (see rpc.Schedulers).
 //
 // Chosen: optimistic schedulers and the host's admission as the last word. Rejected: one leader, or reservations in a shared store, because a placement would
 // then cost a consensus write and wait for an election after a crash, only to avoid what hosts must check in any case.

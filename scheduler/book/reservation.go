@@ -48,14 +48,16 @@ func (b *Book) Place(r *plan.Request) (Placement, error) {
 	return Placement{HostID: held.host.id, Address: v.Address(d.Row), ReservationID: held.id, Score: d.Score}, nil
 }
 
-// Release gives reserved room back. One that has ended, or that another scheduler made, is no error.
-func (b *Book) Release(id string) {
+// Release gives reserved room back; false where there is no such reservation: it has ended, or another scheduler made it.
+func (b *Book) Release(id string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if r := b.byID[id]; r != nil {
+	r := b.byID[id]
+	if r != nil {
 		b.end(r)
 		b.tell()
 	}
+	return r != nil
 }
 
 // end ends a reservation. mu is held.

@@ -31,8 +31,17 @@ type Baselines interface {
 	Changed() <-chan struct{}
 }
 
+// Others are the schedulers that run beside this one.
+type Others interface {
+	// Release has the one that made a reservation give it back, as far as they can be reached: it ends by itself some day.
+	Release(ctx context.Context, reservationID string)
+}
+
 // Server serves both services of covey.scheduler.v1.
 type Server struct {
+	// Others is nil where there are none. It is set before the first call.
+	Others Others
+
 	schedulerv1.UnimplementedSchedulerServiceServer
 	schedulerv1.UnimplementedHostsServiceServer
 	book      *book.Book
@@ -101,11 +110,13 @@ func toStatus(err error) error {
 }
 
 // ReleaseReservation implements schedulerv1.SchedulerServiceServer.
-func (s *Server) ReleaseReservation(_ context.Context, p *schedulerv1.ReleaseReservationRequest) (*schedulerv1.ReleaseReservationResponse, error) {
+func (s *Server) ReleaseReservation(ctx context.Context, p *schedulerv1.ReleaseReservationRequest) (*schedulerv1.ReleaseReservationResponse, error) {
 	if p.GetReservationId() == "" {
 		return nil, apierr.Field("reservation_id", "is required")
 	}
-	s.book.Release(p.GetReservationId())
+	if !s.book.Release(p.GetReservationId()) && s.Others != nil && !p.GetForwarded() {
+		s.Others.Release(ctx, p.GetReservationId())
+	}
 	return &schedulerv1.ReleaseReservationResponse{}, nil
 }
 

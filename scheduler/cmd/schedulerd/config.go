@@ -17,7 +17,7 @@ type Config struct {
 }
 
 func loadConfig(path string) (Config, error) {
-	c := Config{Chassis: chassis.Config{Service: "covey-scheduler"}}
+	c := Config{Chassis: chassis.Config{Service: ownService}}
 	err := chassis.LoadConfig(path, &c)
 	return c, err
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 
+	"google.golang.org/grpc"
+
 	"github.com/coveyhq/covey/scheduler/baseline"
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/scheduler/cordon"
@@ -12,8 +14,11 @@ import (
 	"github.com/coveyhq/covey/services/chassis/consul"
 )
 
-// hostService is the host agents' name in Consul.
-const hostService = "covey-host"
+// Names in Consul: of the host agents, and of schedulers.
+const (
+	hostService = "covey-host"
+	ownService  = "covey-scheduler"
+)
 
 // Main is one running schedulerd.
 type Main struct {
@@ -22,6 +27,7 @@ type Main struct {
 	cordons   *cordon.Store
 	baselines *baseline.Store
 	server    *rpc.Server
+	others    *rpc.Schedulers
 }
 
 // newMain makes everything and listens to nothing yet. run must be called, which also releases it.
@@ -34,6 +40,8 @@ func newMain(c Config) (*Main, error) {
 	m.cordons = cordon.NewStore(d.Consul(), m.book)
 	m.baselines = baseline.NewStore(d.Consul(), d.Log())
 	m.server = rpc.Register(d.Server(), m.book, m.cordons, m.baselines, d.Draining())
+	m.others = rpc.NewSchedulers(d.Log())
+	m.server.Others = m.others
 	return m, nil
 }
 
@@ -45,6 +53,9 @@ func (m *Main) run(ctx context.Context) error {
 	work.Go(func() { m.cordons.Run(working) })
 	work.Go(func() { m.baselines.Run(working) })
 	work.Go(func() { m.daemon.Watch(working, hostService, m.checks) })
+	work.Go(func() {
+		m.daemon.EachInstance(working, ownService, func(ctx context.Context, c *grpc.ClientConn) { m.others.Join(ctx, c) })
+	})
 	m.daemon.Defer(func() error {
 		stop()
 		work.Wait()

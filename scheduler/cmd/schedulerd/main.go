@@ -5,41 +5,16 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
+
+	"github.com/coveyhq/covey/services/chassis"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "schedulerd:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+var program = chassis.Program[Config]{Name: "schedulerd", Load: loadConfig, Serve: serve}
 
-// run does what the arguments say.
-func run(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("schedulerd", flag.ContinueOnError)
-	path := flags.String("config", "", "configuration file, YAML (required)")
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	if *path == "" || flags.NArg() > 0 {
-		return errors.New("usage: schedulerd --config FILE")
-	}
-	conf, err := loadConfig(*path)
-	if err != nil {
-		return err
-	}
-	m, err := newMain(conf)
+func main() { program.Main() }
+
+func serve(ctx context.Context, c Config) error {
+	m, err := newMain(c)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	"github.com/coveyhq/covey/services/chassis"
@@ -193,6 +194,37 @@ func TestSchedulersShareHostsAndCordons(t *testing.T) {
 	}
 	startHost(t, c.Addr, "b")
 	first.until("a=READY b=READY")
+}
+
+// Who gives room back asks any scheduler, not the one that had reserved it.
+func TestRoomIsGivenBackWhicheverSchedulerIsTold(t *testing.T) {
+	c := consultest.Start(t)
+	addr1, _ := start(t, c.Addr)
+	addr2, _ := start(t, c.Addr)
+	first, second := look(t, addr1), look(t, addr2)
+	startHost(t, c.Addr, "a")
+	first.until("a=READY")
+	second.until("a=READY")
+	all := &schedulerv1.PlaceRequest{SandboxId: "sb_1", Resources: &schedulerv1.Resources{Vcpus: 8, MemoryMb: 8192, DiskMb: 8192, Slots: 1}}
+	placed, err := first.place.Place(t.Context(), all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	another := proto.CloneOf(all)
+	another.SandboxId = "sb_2"
+	// By itself the reservation would end after 30 s. The schedulers may not know each other at once.
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if _, err := second.place.ReleaseReservation(t.Context(), &schedulerv1.ReleaseReservationRequest{ReservationId: placed.GetReservationId()}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		_, err := first.place.Place(ctx, another)
+		cancel()
+		if err == nil {
+			return
+		}
+	}
+	t.Error("what another scheduler was told to give back is held still")
 }
 
 func TestSchedulersShareBaselinesAndOneThatStartsKnowsThem(t *testing.T) {

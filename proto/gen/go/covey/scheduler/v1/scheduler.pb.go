@@ -625,8 +625,10 @@ func (x *PlaceResponse) GetReservationId() string {
 // ReleaseReservationRequest names a reservation.
 type ReleaseReservationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The reservation.
+	// The reservation. Any scheduler takes it: one that did not make it tells the others.
 	ReservationId string `protobuf:"bytes,1,opt,name=reservation_id,json=reservationId,proto3" json:"reservation_id,omitempty"`
+	// Told by another scheduler, so not to be told on.
+	Forwarded     bool `protobuf:"varint,2,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -666,6 +668,13 @@ func (x *ReleaseReservationRequest) GetReservationId() string {
 		return x.ReservationId
 	}
 	return ""
+}
+
+func (x *ReleaseReservationRequest) GetForwarded() bool {
+	if x != nil {
+		return x.Forwarded
+	}
+	return false
 }
 
 // ReleaseReservationResponse is empty.
@@ -1630,9 +1639,10 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\rPlaceResponse\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
-	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\"B\n" +
+	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\"`\n" +
 	"\x19ReleaseReservationRequest\x12%\n" +
-	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\"\x1c\n" +
+	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12\x1c\n" +
+	"\tforwarded\x18\x02 \x01(\bR\tforwarded\"\x1c\n" +
 	"\x1aReleaseReservationResponse\"a\n" +
 	"\x10HeartbeatRequest\x12,\n" +
 	"\x04host\x18\x01 \x01(\v2\x18.covey.scheduler.v1.HostR\x04host\x12\x1f\n" +
