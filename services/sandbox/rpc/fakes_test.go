@@ -20,6 +20,7 @@ import (
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/apierr"
 )
 
 // serve runs a gRPC server on loopback until the test ends.
@@ -277,6 +278,7 @@ type fakeScheduler struct {
 	lost     map[string]bool
 	heard    *timestamppb.Timestamp // when hosts were last heard of
 	cordoned map[string]bool
+	unfit    bool // no host has the machine model that is asked for
 	turn     int
 	places   []*schedulerv1.PlaceRequest
 	held     map[string]string // reservation to host
@@ -287,6 +289,9 @@ func (s *fakeScheduler) Place(_ context.Context, r *schedulerv1.PlaceRequest) (*
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.places = append(s.places, r)
+	if s.unfit && r.GetMachine() != "" {
+		return nil, apierr.E(codes.ResourceExhausted, "NO_SUITABLE_HOST", "no host fits: of 2 hosts 2 are without the machine model")
+	}
 	for range s.hosts {
 		h := s.hosts[s.turn%len(s.hosts)]
 		s.turn++

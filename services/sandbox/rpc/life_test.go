@@ -1,6 +1,7 @@
 package rpc_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync"
@@ -129,26 +130,146 @@ func TestAFailedResumeLeavesItPausedAndCanBeRepeated(t *testing.T) {
 	r.resume(t, sb.GetId())
 }
 
-func TestASnapshotThatIsNotDurableIsResumedOnItsHostOnly(t *testing.T) {
+func TestASnapshotThatIsNotDurableIsResumedWhereItIsUnlessAnotherHostIsAskedFor(t *testing.T) {
 	m := newMesh(t)
 	m.registry.durable = false
 	r := m.replica("one")
 	for range 3 {
 		sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
 		r.pause(t, sb.GetId())
-		other := map[string]string{"host-a": "host-b", "host-b": "host-a"}[sb.GetHostId()]
-		_, err := r.ResumeSandbox(as(t, "acme"), &sandboxv1.ResumeSandboxRequest{SandboxId: sb.GetId(), HostId: other})
-		wantError(t, err, codes.FailedPrecondition, "SNAPSHOT_NOT_DURABLE", sb.GetHostId())
 		if up := r.resume(t, sb.GetId()); up.GetHostId() != sb.GetHostId() {
 			t.Fatalf("resumed on %s, saved on %s", up.GetHostId(), sb.GetHostId())
 		}
 	}
 	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
 	p := r.pause(t, sb.GetId())
-	m.registry.set(func() {
-		m.registry.snaps[p.GetSnapshotId()].Snapshot.State = snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE
-	})
+	m.registry.becomesDurable(p.GetSnapshotId())
 	eventually(t, 3*time.Second, "it is shown durable", func() bool { return r.get(t, sb.GetId()).GetDurable() })
+}
+
+// becomesDurable ends a snapshot's upload.
+func (r *fakeRegistry) becomesDurable(id string) {
+	r.set(func() { r.snaps[id].Snapshot.State = snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE })
+}
+
+// resumeOn resumes on a certain host in the background.
+func (r *replica) resumeOn(ctx context.Context, id, host string) chan error {
+	answer := make(chan error, 1)
+	go func() {
+		_, err := r.ResumeSandbox(ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host})
+		answer <- err
+	}()
+	return answer
+}
+
+func TestAResumeElsewhereWaitsForTheSnapshotToBeDurable(t *testing.T) {
+	m := newMesh(t)
+	m.registry.durable = false
+	r := m.replica("one")
+	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	id, home := sb.GetId(), sb.GetHostId()
+	other := map[string]string{"host-a": "host-b", "host-b": "host-a"}[home]
+
+	// As long as the call's deadline, and the service's patience.
+	snap := r.pause(t, id).GetSnapshotId()
+	short, cancel := context.WithTimeout(as(t, "acme"), 1500*time.Millisecond)
+	defer cancel()
+	wantError(t, <-r.resumeOn(short, id, other), codes.Unavailable, "SNAPSHOT_NOT_DURABLE", "did not get there within", home)
+	if short.Err() != nil {
+		t.Error("the reason came after the call's end")
+	}
+	wantError(t, <-r.resumeOn(as(t, "acme"), id, other), codes.Unavailable, "SNAPSHOT_NOT_DURABLE", "did not get there within", home)
+
+	answer := r.resumeOn(as(t, "acme"), id, other)
+	eventually(t, 5*time.Second, "it resumes", func() bool { return r.get(t, id).GetState() == sandboxv1.State_STATE_RESUMING })
+	if m.host(other).running(id) || m.host(home).running(id) {
+		t.Error("it runs before it is durable")
+	}
+	m.registry.becomesDurable(snap)
+	if err := <-answer; err != nil || r.get(t, id).GetHostId() != other || !m.host(other).running(id) {
+		t.Fatalf("after it became durable: %v, it is on %s", err, r.get(t, id).GetHostId())
+	}
+
+	// A host that has it already need not wait; one that nobody else has is not waited for where it is lost.
+	snap = r.pause(t, id).GetSnapshotId()
+	m.registry.set(func() { m.registry.snaps[snap].HostIds = []string{other, home} })
+	if err := <-r.resumeOn(as(t, "acme"), id, home); err != nil || !m.host(home).running(id) {
+		t.Fatalf("on a host that has it: %v", err)
+	}
+	r.pause(t, id)
+	m.scheduler.mu.Lock()
+	m.scheduler.lost[home] = true
+	m.scheduler.mu.Unlock()
+	began := time.Now()
+	wantError(t, <-r.resumeOn(as(t, "acme"), id, other), codes.FailedPrecondition, "SNAPSHOT_NOT_DURABLE", "lost", home)
+	if d := time.Since(began); d > testTiming.Durable {
+		t.Errorf("that its host is lost was said after %s", d)
+	}
+	if got := r.get(t, id); got.GetState() != stPaused || got.GetHostId() != home {
+		t.Errorf("it is %s on %s", got.GetState(), got.GetHostId())
+	}
+}
+
+func TestWhereTheHostThatHasASnapshotCannotTakeItItGoesElsewhereOnceItIsDurable(t *testing.T) {
+	m := newMesh(t)
+	m.registry.durable = false
+	r := m.replica("one")
+	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	snap := r.pause(t, sb.GetId()).GetSnapshotId()
+	m.scheduler.mu.Lock()
+	m.scheduler.cordoned[sb.GetHostId()] = true
+	m.scheduler.mu.Unlock()
+	_, err := r.ResumeSandbox(as(t, "acme"), &sandboxv1.ResumeSandboxRequest{SandboxId: sb.GetId()})
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Fatalf("while it is not durable: %v", err)
+	}
+	answer := r.resumeOn(as(t, "acme"), sb.GetId(), "")
+	eventually(t, 5*time.Second, "it resumes", func() bool { return r.get(t, sb.GetId()).GetState() == sandboxv1.State_STATE_RESUMING })
+	m.registry.becomesDurable(snap)
+	if err := <-answer; err != nil || r.get(t, sb.GetId()).GetHostId() == sb.GetHostId() {
+		t.Errorf("got %v, it is on %s", err, r.get(t, sb.GetId()).GetHostId())
+	}
+}
+
+func TestWhatAHostMustHaveGoesByTheRestorePolicy(t *testing.T) {
+	m := newMesh(t)
+	r := m.replica("one")
+	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	for _, x := range []struct {
+		policy sandboxv1.RestorePolicy
+		unfit  bool
+		code   codes.Code
+		asked  []string // machine models, in order
+	}{
+		{policy: sandboxv1.RestorePolicy_RESTORE_POLICY_MEMORY_REQUIRED, asked: []string{"microvm-8.0"}},
+		{policy: sandboxv1.RestorePolicy_RESTORE_POLICY_PREFER_MEMORY, asked: []string{"microvm-8.0"}},
+		{policy: sandboxv1.RestorePolicy_RESTORE_POLICY_DISK_ONLY, asked: []string{""}},
+		{policy: sandboxv1.RestorePolicy_RESTORE_POLICY_PREFER_MEMORY, unfit: true, asked: []string{"microvm-8.0", ""}},
+		{policy: sandboxv1.RestorePolicy_RESTORE_POLICY_MEMORY_REQUIRED, unfit: true, code: codes.ResourceExhausted, asked: []string{"microvm-8.0"}},
+	} {
+		snap := r.pause(t, sb.GetId()).GetSnapshotId()
+		m.registry.set(func() {
+			man := m.registry.snaps[snap].Manifest
+			man.Machine, man.CpuFeatures, man.KernelId = "microvm-8.0", []string{"avx"}, "k1"
+		})
+		m.scheduler.mu.Lock()
+		m.scheduler.places, m.scheduler.unfit = nil, x.unfit
+		m.scheduler.mu.Unlock()
+		_, err := r.ResumeSandbox(as(t, "acme"), &sandboxv1.ResumeSandboxRequest{SandboxId: sb.GetId(), RestorePolicy: x.policy})
+		m.scheduler.mu.Lock()
+		var asked []string
+		for _, p := range m.scheduler.places {
+			asked = append(asked, p.GetMachine())
+			if (p.GetMachine() == "") != (len(p.GetCpuFeatures()) == 0) || (p.GetMachine() == "") != (p.GetKernelId() == "") {
+				t.Errorf("%s: asked for %v", x.policy, p)
+			}
+		}
+		m.scheduler.unfit = false
+		m.scheduler.mu.Unlock()
+		if status.Code(err) != x.code || !slices.Equal(asked, x.asked) {
+			t.Errorf("%s, unfit %v: %v, asked for %q", x.policy, x.unfit, err, asked)
+		}
+	}
 }
 
 func TestAFailedPauseLeavesItRunningUnlessItsVMIsGone(t *testing.T) {
