@@ -56,7 +56,7 @@ func (s *Suite) Revive(t *testing.T, ctx context.Context, host string) {
 	Eventually(t, 30*time.Second, host+" is back", func() bool {
 		res, err := s.Hosts.ListHosts(ctx, &schedulerv1.ListHostsRequest{})
 		return err == nil && slices.ContainsFunc(res.GetHosts(), func(h *schedulerv1.Host) bool {
-			return h.GetId() == host && h.GetState() == schedulerv1.HostState_HOST_STATE_READY && h.GetHeartbeatTime().AsTime().After(killed)
+			return h.GetId() == host && h.GetState() != schedulerv1.HostState_HOST_STATE_LOST && h.GetHeartbeatTime().AsTime().After(killed)
 		})
 	})
 }
