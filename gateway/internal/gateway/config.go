@@ -15,6 +15,9 @@ type Config struct {
 	Chassis chassis.Config `yaml:"chassis"`
 	// Ports is how programs in sandboxes are reached.
 	Ports PortsConfig `yaml:"ports"`
+	// OpenMetrics serves /metrics on the public port to all. By default it is for keys of scope admin there; chassis.metrics_listen serves it without keys,
+	// for those who can reach that address.
+	OpenMetrics bool `yaml:"open_metrics"`
 	// Rates bound the calls of each key and of each tenant on this gateway, requests to ports too. Default: none.
 	Rates RatesConfig `yaml:"rates"`
 }
@@ -27,7 +30,8 @@ type RatesConfig struct {
 
 // PortsConfig says how ports in sandboxes are named and their tokens signed.
 type PortsConfig struct {
-	// Domain is what the ports' host names end in: {port}-{sandbox id}.<domain>. All of them must resolve to the gateway.
+	// Domain is what the ports' host names end in: {port}-{sandbox id}.<domain>. All of them must resolve to the gateway. Where it
+	// is set, browsers that come by path are sent there. Default covey.localhost, for browsers on the gateway's machine.
 	Domain string `yaml:"domain"`
 	// Secret signs the tokens, 32 bytes or more; all gateways of a mesh need the same one. Empty means one that this process makes up.
 	Secret chassis.Secret `yaml:"secret"`
@@ -39,11 +43,16 @@ const portDomain = "covey.localhost"
 // domain is a DNS name of at least two labels, in lower case.
 var domain = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
 
-func (c *PortsConfig) validate() error {
+// domain is the configured one or the default.
+func (c *PortsConfig) domain() string {
 	if c.Domain == "" {
-		c.Domain = portDomain
+		return portDomain
 	}
-	if !domain.MatchString(c.Domain) {
+	return c.Domain
+}
+
+func (c *PortsConfig) validate() error {
+	if !domain.MatchString(c.domain()) {
 		return fmt.Errorf("domain: must be a DNS name in lower case like %s, got %q", portDomain, c.Domain)
 	}
 	if n := len(c.Secret); n > 0 && n < 32 {

@@ -175,8 +175,8 @@ func (g *Gateway) restConfig(c Config, b services) rest.Config {
 			"covey-sandbox": healthy(g.sandboxes), "covey-scheduler": healthy(g.scheduler), "covey-snapshot": healthy(g.snapshots),
 			"covey-host": aHost(g.scheduler),
 		},
-		Ports: ports.NewSigner(string(c.Ports.Secret)), PortDomain: c.Ports.Domain,
-		Metrics:  promhttp.HandlerFor(tel.Registry, promhttp.HandlerOpts{}),
+		Ports: ports.NewSigner(string(c.Ports.Secret)), PortDomain: c.Ports.domain(), PortsByHost: c.Ports.Domain != "",
+		Metrics: promhttp.HandlerFor(tel.Registry, promhttp.HandlerOpts{}), OpenMetrics: c.OpenMetrics,
 		Draining: g.Daemon.Draining(), Tracer: tel.Tracers.Tracer("covey/gateway"), Meter: tel.Meters.Meter("covey/gateway"), Propagator: tel.Propagator, Log: g.Daemon.Log(),
 	}
 }

@@ -76,7 +76,8 @@ func TestAProgramOnAPortIsReachedByPathAndByHostNameAndSeesNoKey(t *testing.T) {
 	}{
 		"key, path":       {base + "/a%2Fb/?x=%zz", []string{"Authorization", "Bearer " + meshtest.AdminKey, "Connection", "X-Hop", "X-Hop", "1"}},
 		"key, host":       {g.url + "/a%2Fb/?x=%zz", []string{"X-API-Key", meshtest.AdminKey, "Host", strings.ToUpper(host)}},
-		"token, header":   {base + "/a%2Fb/?x=%zz", []string{"X-Covey-Port-Token", token, "Authorization", "Basic bWU6aXQ="}},
+		"token, header":   {g.url + "/a%2Fb/?x=%zz", []string{"Host", host, "X-Covey-Port-Token", token, "Authorization", "Basic bWU6aXQ="}},
+		"token, path":     {base + "/a%2Fb/?x=%zz", []string{"X-Covey-Port-Token", token, "Authorization", "Bearer cvy"}},
 		"token, query":    {g.url + "/a%2Fb/?x=%zz&covey_token=" + token, []string{"Host", host, "Referer", "http://x/?covey_token=" + token}},
 		"token, cookie":   {g.url + "/a%2Fb/?x=%zz", []string{"Host", host, "Cookie", "mine=1; covey_port_token=" + token}},
 		"token, and key":  {base + "/a%2Fb/?x=%zz", []string{"X-Covey-Port-Token", token, "Authorization", "Bearer " + meshtest.AdminKey}},
@@ -87,7 +88,7 @@ func TestAProgramOnAPortIsReachedByPathAndByHostNameAndSeesNoKey(t *testing.T) {
 			if res.StatusCode != 200 || !strings.HasPrefix(body, "POST /a%2Fb/?x=%zz in") {
 				t.Fatalf("%d %s", res.StatusCode, body)
 			}
-			if strings.Contains(body, "cvy_") || strings.Contains(body, token) || strings.Contains(body, "X-Hop") {
+			if strings.Contains(body, "cvy_") || strings.Contains(body, token) || strings.Contains(body, "X-Hop") || strings.Contains(body, "Bearer") {
 				t.Errorf("the program saw %s", body)
 			}
 			for own, want := range map[string]string{"Basic": "Authorization: Basic bWU6aXQ=", "mine=1": "Cookie: mine=1", "chat,": "Sec-Websocket-Protocol: chat"} {

@@ -9,13 +9,14 @@ import (
 
 	"github.com/swaggest/swgui/v5emb"
 
+	"github.com/coveyhq/covey/gateway/internal/access"
 	"github.com/coveyhq/covey/gateway/internal/apidoc"
 )
 
 // checkTime bounds what one check of /readyz may take.
 const checkTime = 2 * time.Second
 
-// open serves what needs no key: health, metrics and the documentation.
+// open serves what needs no key: health and the documentation.
 func (s *Server) open(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -30,10 +31,10 @@ func (s *Server) open(next http.Handler) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(apidoc.JSON())
 	})
-	mux.Handle("GET /docs/", v5emb.New("Covey", "/openapi.yaml", "/docs/"))
+	mux.Handle("GET /docs/", shieldDocs(v5emb.New("Covey", "/openapi.yaml", "/docs/")))
 	mux.Handle("GET /docs", http.RedirectHandler("/docs/", http.StatusMovedPermanently))
 	mux.Handle("GET /{$}", http.RedirectHandler("/docs/", http.StatusFound))
-	if s.Metrics != nil {
+	if s.OpenMetrics {
 		mux.Handle("GET /metrics", s.Metrics)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -44,6 +45,15 @@ func (s *Server) open(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// ownMetrics serves the gateway's metrics to administrators: they tell of all tenants.
+func (s *Server) ownMetrics(w http.ResponseWriter, r *http.Request, _ map[string]string) error {
+	if err := s.Keys.CheckScope(r.Context(), "GET /metrics", access.Admin); err != nil {
+		return err
+	}
+	s.Metrics.ServeHTTP(w, r)
+	return nil
 }
 
 // ready asks all checks at once.

@@ -89,16 +89,20 @@ func (s *Server) servePort(w http.ResponseWriter, r *http.Request, q portRequest
 		// The one would show a page its cookies, the other make of the gateway an open proxy.
 		return refusal{http.StatusMethodNotAllowed, apierr.E(codes.Unimplemented, "METHOD_NOT_ALLOWED", r.Method+" is not passed on to programs in sandboxes")}
 	}
-	pass, err := s.admit(r, q.Port)
+	pass, err := s.admit(r, q)
 	if err != nil {
 		return err
 	}
-	if pass.keep != "" {
+	if pass.keep != "" && !q.byHost && wantsPage(r) && s.byName(r) {
+		// There a page has an origin of its own.
+		redirect(w, http.StatusFound, s.atHost(r, q, pass.keep))
+		return nil
+	}
+	if pass.keep != "" && s.keepsCookie(q) {
 		http.SetCookie(w, pass.cookie(r, q))
 		if wantsPage(r) {
 			// So that the token is neither in the browser's history nor in what links tell.
-			w.Header().Set("Location", withoutToken(r.URL))
-			w.WriteHeader(http.StatusFound)
+			redirect(w, http.StatusFound, withoutToken(r.URL))
 			return nil
 		}
 	}
@@ -106,8 +110,7 @@ func (s *Server) servePort(w http.ResponseWriter, r *http.Request, q portRequest
 		// Relative links of the page would lead elsewhere.
 		u := *r.URL
 		u.Path, u.RawPath = u.Path+"/", ""
-		w.Header().Set("Location", u.RequestURI())
-		w.WriteHeader(http.StatusPermanentRedirect)
+		redirect(w, http.StatusPermanentRedirect, u.RequestURI())
 		return nil
 	}
 	ctx, cancel := context.WithCancel(context.WithValue(pass.ctx, portKey{}, q))
@@ -120,6 +123,15 @@ func (s *Server) servePort(w http.ResponseWriter, r *http.Request, q portRequest
 	s.proxy.ServeHTTP(w, r.WithContext(ctx))
 	return nil
 }
+
+func redirect(w http.ResponseWriter, status int, to string) {
+	w.Header().Set("Location", to)
+	w.WriteHeader(status)
+}
+
+// keepsCookie tells whether a token may be in a cookie. By path it would be one of the gateway's origin, which is for browsers that cannot be
+// sent to the port's own.
+func (s *Server) keepsCookie(q portRequest) bool { return q.byHost || !s.PortsByHost }
 
 // endWithGateway cancels what still runs some time after the gateway begins to end.
 func (s *Server) endWithGateway(ctx context.Context, cancel context.CancelFunc) {
@@ -169,7 +181,7 @@ func (s *Server) rewrite(p *httputil.ProxyRequest) {
 	if !q.byHost {
 		p.Out.Header.Set("X-Forwarded-Prefix", q.Path())
 	}
-	scrub(p.Out.Header)
+	scrub(p.Out.Header, q.byHost)
 }
 
 // giveBack keeps the program's answer to what is the port's.
@@ -180,7 +192,7 @@ func (s *Server) giveBack(res *http.Response) error {
 	if q.byHost {
 		return nil
 	}
-	res.Header.Del("Service-Worker-Allowed")
+	shieldPort(res.Header)
 	if to := res.Header.Get("Location"); strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "//") && !strings.HasPrefix(to, q.Path()+"/") {
 		res.Header.Set("Location", q.Path()+to)
 	}
@@ -190,10 +202,7 @@ func (s *Server) giveBack(res *http.Response) error {
 // ownCookies lets a program set cookies for its own port alone.
 func ownCookies(res *http.Response, q portRequest) {
 	cookies := res.Cookies()
-	if len(cookies) == 0 {
-		return
-	}
-	res.Header.Del("Set-Cookie")
+	res.Header.Del("Set-Cookie") // Also those that cannot be read here: a browser might.
 	for _, c := range cookies {
 		if c.Name == tokenCookie {
 			continue
@@ -243,7 +252,8 @@ const (
 )
 
 // admit lets those pass who have a token for the port, or an API key that may use its sandbox.
-func (s *Server) admit(r *http.Request, p ports.Port) (pass, error) {
+func (s *Server) admit(r *http.Request, q portRequest) (pass, error) {
+	p := q.Port
 	if t := r.Header.Get(tokenHeader); t != "" {
 		return s.byToken(r, p, t)
 	}
@@ -256,7 +266,7 @@ func (s *Server) admit(r *http.Request, p ports.Port) (pass, error) {
 	if secret == "" {
 		secret = keyAmong(r.Header.Values("Sec-WebSocket-Protocol"))
 	}
-	if c, err := r.Cookie(tokenCookie); err == nil && !strings.HasPrefix(secret, keyPrefix) {
+	if c, err := r.Cookie(tokenCookie); err == nil && s.keepsCookie(q) && !strings.HasPrefix(secret, keyPrefix) {
 		return s.byToken(r, p, c.Value)
 	}
 	ctx, err := s.Keys.Identify(r.Context(), secret, s.attempt(r))
@@ -278,9 +288,13 @@ func (s *Server) byToken(r *http.Request, p ports.Port, token string) (pass, err
 // keyPrefix begins all API keys.
 const keyPrefix = "cvy_"
 
-// scrub takes out of a request's header what admitted it: the program gets no key of Covey's. Credentials of its own stay.
-func scrub(h http.Header) {
+// scrub takes out of a request's header what admitted it: the program gets no key of Covey's. Credentials of its own stay, but by path, where a browser has
+// them for the gateway's origin.
+func scrub(h http.Header, byHost bool) {
 	h.Del(tokenHeader)
+	if !byHost {
+		h.Del("Authorization")
+	}
 	for _, name := range []string{"Authorization", "X-Api-Key"} {
 		for _, v := range h.Values(name) {
 			if strings.Contains(v, keyPrefix) {

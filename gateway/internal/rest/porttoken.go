@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"time"
 
@@ -49,14 +48,10 @@ func (s *Server) portToken(w http.ResponseWriter, r *http.Request, params map[st
 	caller, _ := access.From(r.Context())
 	expires := time.Now().Add(time.Duration(ttl) * time.Second).Truncate(time.Second)
 	token := s.Ports.Token(ports.Grant{Tenant: caller.Tenant, KeyID: caller.KeyID, Port: p, Expires: expires})
-	host := p.Host(s.PortDomain)
-	if _, port, err := net.SplitHostPort(r.Host); err == nil {
-		host = net.JoinHostPort(host, port)
-	}
 	query := "/?" + tokenQuery + "=" + token
 	writeJSON(w, http.StatusOK, map[string]any{
 		"token": token, "expire_time": expires.UTC().Format(time.RFC3339),
-		"url": scheme(r) + "://" + host + query, "path_url": scheme(r) + "://" + r.Host + p.Path() + query,
+		"url": scheme(r) + "://" + s.portHost(r, p) + query, "path_url": scheme(r) + "://" + r.Host + p.Path() + query,
 	})
 	return nil
 }

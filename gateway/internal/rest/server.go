@@ -41,8 +41,11 @@ type Config struct {
 	// Ports makes and opens tokens for ports in sandboxes, whose host names end in PortDomain.
 	Ports      *ports.Signer
 	PortDomain string
-	// Metrics serves /metrics; nil means none.
-	Metrics http.Handler
+	// PortsByHost says that PortDomain leads to the gateway from where browsers are: then ports by path take no cookies.
+	PortsByHost bool
+	// Metrics serves /metrics; to administrators, or to all with OpenMetrics.
+	Metrics     http.Handler
+	OpenMetrics bool
 	// Draining is closed when the gateway begins to end: streams of events end then, WebSockets a little later.
 	Draining <-chan struct{}
 	Tracer   trace.Tracer
@@ -108,7 +111,7 @@ func New(c Config) (*Server, error) {
 	if s.routes, err = documented(); err != nil {
 		return nil, err
 	}
-	s.http = s.chain(s.toPorts(s.legible(s.open(s.authenticated(limited(s.mux))))))
+	s.http = s.chain(s.toPorts(shielded(s.legible(s.open(s.authenticated(limited(s.mux)))))))
 	return s, nil
 }
 
@@ -139,6 +142,7 @@ func (s *Server) byHand() error {
 		{http.MethodGet, sb + "/files/watch", s.watchFiles},
 		{http.MethodPost, sb + "/ports/{port}/token", s.portToken},
 		{http.MethodGet, sb + "/logs", s.logs},
+		{http.MethodGet, "/metrics", s.ownMetrics},
 	} {
 		if err := s.mux.HandlePath(r.method, r.path, s.answer(r.handle)); err != nil {
 			return err
