@@ -126,7 +126,7 @@ func (p *hostParts) furnish(ctx context.Context, c Config, d *chassis.Daemon) (e
 		if err := p.meetRegistry(c, d); err != nil {
 			return err
 		}
-		conf.Fetcher = p.moves.Fetcher()
+		conf.Fetcher, conf.Healed = p.moves.Fetcher(), p.moves.Healed
 		conf.Removed = func(id string) {
 			p.memory.Drop(id)
 			p.moves.Removed(id)

@@ -90,12 +90,19 @@ func (b *build) open(ctx context.Context) error {
 		body, err = b.openPartial(ctx)
 	}
 	if err != nil {
+		body, err = b.healBuild(ctx, err)
+	}
+	if err != nil {
 		return err
 	}
 	if kind := body.reader.Kind().String(); kind != b.Kind {
 		return errors.Join(&buildfmt.CorruptError{Build: b.ID, Frame: -1, Problem: fmt.Sprintf("it is of %s, recorded as of %s", kind, b.Kind)}, body.close())
 	}
 	b.body.Store(body)
+	if body.part != nil && body.part.whole() {
+		// A former agent ended before it was completed, or all of it was healed.
+		b.store.finishFound(b)
+	}
 	return nil
 }
 
@@ -129,7 +136,7 @@ func (b *build) reopen(ctx context.Context, old *buildBody) (*buildBody, error) 
 		return nil, err
 	}
 	defer b.gate.leave()
-	if now := b.body.Load(); now != old {
+	if now := b.body.Load(); now != old || b.sameFile(old) {
 		return now, nil
 	}
 	body, err := b.openFile(ctx)
@@ -139,6 +146,16 @@ func (b *build) reopen(ctx context.Context, old *buildBody) (*buildBody, error) 
 	// The old one may be in use; its file is closed when nothing refers to it any more.
 	b.body.Store(body)
 	return body, nil
+}
+
+// sameFile tells that the file that is open is the one that has the build's name now.
+func (b *build) sameFile(body *buildBody) bool {
+	is, err := body.file.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(b.store.buildPath(b.ID))
+	return err == nil && os.SameFile(is, now)
 }
 
 // close ends the use of the file. The build has no users any more.
@@ -201,20 +218,27 @@ func (b *build) readPart(ctx context.Context, body *buildBody, i, skip int, p []
 	return from, err
 }
 
-// readFrame reads frame i into dst from the disk, or from elsewhere. What is damaged on the disk is fetched again if that is possible.
+// readFrame reads frame i into dst from the disk, or from elsewhere. What is damaged on the disk is healed if that is possible.
 func (b *build) readFrame(ctx context.Context, body *buildBody, i int, dst []byte) (from string, err error) {
 	if body.part != nil {
 		return body.part.readFrame(ctx, body.reader, i, dst)
 	}
 	_, err = body.reader.ReadFrame(ctx, i, dst)
-	if errors.Is(err, buildfmt.ErrCorrupt) {
-		again, e := b.reopen(ctx, body)
-		if e != nil {
-			return "", err
-		}
-		_, err = again.reader.ReadFrame(ctx, i, dst)
+	if !damagedHere(err) {
+		return fromLocal, err
 	}
-	return fromLocal, err
+	again, e := b.reopen(ctx, body)
+	if e != nil {
+		return "", err
+	}
+	if _, err = again.reader.ReadFrame(ctx, i, dst); !damagedHere(err) {
+		return fromLocal, err
+	}
+	if err = b.healFrames(ctx, again, i, err); err != nil {
+		return "", err
+	}
+	_, err = again.reader.ReadFrame(ctx, i, dst)
+	return fromRegistry, err
 }
 
 // local tells whether a range is on this host's disk.

@@ -32,7 +32,7 @@ func (s *Store) openDisk(ctx context.Context, e *entry) (*Snapshot, error) {
 		return nil, err
 	}
 	defer e.gate.leave()
-	if err := s.reread(e); err != nil {
+	if err := s.reread(ctx, e); err != nil {
 		return nil, err
 	}
 	var builds []*build
@@ -45,7 +45,7 @@ func (s *Store) openDisk(ctx context.Context, e *entry) (*Snapshot, error) {
 	}
 	record := e.record
 	s.mu.Unlock()
-	v, err := e.openView(ctx, record, builds)
+	v, err := s.openView(ctx, e, record, builds)
 	if err != nil {
 		s.leave(builds)
 		return nil, err
@@ -54,7 +54,7 @@ func (s *Store) openDisk(ctx context.Context, e *entry) (*Snapshot, error) {
 }
 
 // openView opens builds, of which the caller is a user, and reads the disk's view of them.
-func (e *entry) openView(ctx context.Context, r *Record, builds []*build) (*View, error) {
+func (s *Store) openView(ctx context.Context, e *entry, r *Record, builds []*build) (*View, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxFetches)
 	for _, b := range builds {
@@ -65,7 +65,7 @@ func (e *entry) openView(ctx context.Context, r *Record, builds []*build) (*View
 	} else if err != nil {
 		return nil, err
 	}
-	v, err := e.readView("disk", diskName, r.DiskHeader, r.Manifest.DiskBytes, builds)
+	v, err := s.readView(ctx, e, "disk", diskName, r.DiskHeader, r.Manifest.DiskBytes, builds)
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,10 @@
 // State and headers have their SHA-256 in the record and are checked at every Open, the index of a build when it is opened, and a frame
 // whenever it is read from the disk or fetched. Whatever is wrong is machine.ErrDamaged and says what and where.
 //
+// What is wrong on this host is healed, if a peer or the registry has it whole: a file is replaced, a frame is written into its place, a build
+// whose index is wrong becomes one of elsewhere that keeps its good frames. Until then, and where nobody has it, it stays as it is. Rejected:
+// removing a damaged snapshot and fetching it again (most of it is good, and what is not durable would be lost).
+//
 // # Chains
 //
 // A header names the builds of many generations after a while. Past Config.MaxChain the snapshot is squashed in the background: the

@@ -17,6 +17,8 @@ type Fetcher interface {
 	// Find finds the record of a snapshot; machine.ErrSnapshotNotFound. From then on the snapshot stays readable; done says that
 	// it is on this host now, or that it will not be.
 	Find(ctx context.Context, id string) (r *Record, done func(), err error)
+	// Record is Find for a snapshot that is on this host already, of which nothing is promised.
+	Record(ctx context.Context, id string) (*Record, error)
 	// ReadAt fills all of p from an object of a snapshot at off, and tells whether it came from a "peer" or the "registry". What
 	// it returns is verified by the caller: bytes that come from a peer and turn out damaged are asked for once more, with
 	// distrust set, and should then come from elsewhere.
@@ -109,6 +111,12 @@ func (p *partial) adopt(r *buildfmt.Reader) error {
 	}
 	p.ready.Store(true)
 	return p.mark(0, 1)
+}
+
+func (p *partial) whole() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.missing == 0
 }
 
 func (p *partial) close() error {

@@ -42,6 +42,16 @@ func (l *link) Find(_ context.Context, id string) (*snapstore.Record, func(), er
 	return r, func() {}, err
 }
 
+func (l *link) Record(_ context.Context, id string) (*snapstore.Record, error) {
+	l.mu.Lock()
+	cut := l.cut
+	l.mu.Unlock()
+	if cut {
+		return nil, errors.New("the network is cut")
+	}
+	return l.far.Record(id)
+}
+
 func (l *link) ReadAt(ctx context.Context, _ string, o snapstore.Object, p []byte, off int64, distrust bool) (string, error) {
 	l.mu.Lock()
 	l.bytes[o.Key] += int64(len(p))

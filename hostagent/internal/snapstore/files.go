@@ -18,6 +18,8 @@ func writeFile(path, key string, data []byte) (Object, error) {
 	return Object{Key: key, Size: int64(len(data)), SHA256: sha256.Sum256(data)}, err
 }
 
+func objectOf(data []byte) Object { return Object{Size: int64(len(data)), SHA256: sha256.Sum256(data)} }
+
 // hashFile describes a file. It has at most so many bytes.
 func hashFile(ctx context.Context, path, key string, most int64) (Object, error) {
 	f, err := os.Open(path)

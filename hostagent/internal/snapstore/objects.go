@@ -135,20 +135,23 @@ func (s *Store) objectPath(key string) (string, *build, error) {
 
 // openPart opens what was fetched of a build, if somebody has it open: only then it is known which frames are there.
 func (s *Store) openPart(key string, b *build) (*ObjectFile, error) {
-	s.mu.Lock()
-	body := b.body.Load()
-	if body == nil || body.part == nil || b.users == 0 {
-		s.mu.Unlock()
+	body, leave := s.use(b)
+	if body == nil {
 		return nil, fmt.Errorf("object %s: %w", key, ErrNotHere)
 	}
+	return &ObjectFile{Size: b.Data.Size, f: body.file, part: body, done: leave}, nil
+}
+
+// use keeps a partial build open that somebody has open, until leave is called; nil where nobody has.
+func (s *Store) use(b *build) (body *buildBody, leave func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	body = b.body.Load()
+	if body == nil || body.part == nil || b.users == 0 {
+		return nil, nil
+	}
 	b.users++
-	s.mu.Unlock()
-	return &ObjectFile{Size: b.Data.Size, f: body.file, part: body, done: sync.OnceFunc(func() {
-		s.mu.Lock()
-		idle := s.disuse([]*build{b})
-		s.mu.Unlock()
-		s.closeBuilds(idle)
-	})}, nil
+	return body, sync.OnceFunc(func() { s.leave([]*build{b}) })
 }
 
 // ReadAt is io.ReaderAt. ErrNotHere where the range was not fetched.

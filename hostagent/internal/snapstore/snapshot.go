@@ -2,7 +2,6 @@ package snapstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -214,11 +213,15 @@ func (s *Store) load(ctx context.Context, e *entry) (*contents, *Record, error) 
 		return nil, nil, err
 	}
 	defer e.gate.leave()
-	if err := s.reread(e); err != nil {
+	if err := s.reread(ctx, e); err != nil {
 		return nil, nil, err
 	}
 	if !e.isImage {
-		if err := e.checkState(ctx); err != nil {
+		err := e.checkState(ctx)
+		if err != nil {
+			err = s.healFile(ctx, e, stateName, e.record.State, err)
+		}
+		if err != nil {
 			return nil, nil, err
 		}
 	}
@@ -247,13 +250,16 @@ func (s *Store) load(ctx context.Context, e *entry) (*contents, *Record, error) 
 }
 
 // reread tries again to read a record that could not be read.
-func (s *Store) reread(e *entry) error {
+func (s *Store) reread(ctx context.Context, e *entry) error {
 	if e.isImage {
 		return nil
 	}
 	r, err := readRecord(e.dir, e.id)
 	if err != nil {
-		return e.damaged(manifestName, err)
+		r, err = s.healRecord(ctx, e, e.damaged(manifestName, err))
+	}
+	if err != nil {
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -302,7 +308,7 @@ func differ(got, want Object) error {
 func (e *entry) readObject(name string, want Object) ([]byte, error) {
 	data, err := readBounded(filepath.Join(e.dir, name), want.Size)
 	if err == nil {
-		err = differ(Object{Size: int64(len(data)), SHA256: sha256.Sum256(data)}, want)
+		err = differ(objectOf(data), want)
 	}
 	if err != nil {
 		return nil, e.damaged(name, err)
@@ -326,11 +332,11 @@ func (s *Store) read(ctx context.Context, e *entry, builds []*build) (*contents,
 	}
 	var err error
 	r := e.record
-	if c.disk, err = e.readView("disk", diskName, r.DiskHeader, r.Manifest.DiskBytes, builds); err == nil && !e.isImage {
-		c.memory, err = e.readView("memory", memoryName, r.MemoryHeader, r.Manifest.MemoryBytes, builds)
+	if c.disk, err = s.readView(ctx, e, "disk", diskName, r.DiskHeader, r.Manifest.DiskBytes, builds); err == nil && !e.isImage {
+		c.memory, err = s.readView(ctx, e, "memory", memoryName, r.MemoryHeader, r.Manifest.MemoryBytes, builds)
 	}
 	if err == nil && r.WorkingSet != nil {
-		c.workingSet, err = e.readWorkingSet()
+		c.workingSet, err = s.readWorkingSet(ctx, e)
 	}
 	if err = errors.Join(err, g.Wait()); err != nil {
 		return nil, err
@@ -346,8 +352,8 @@ func (s *Store) read(ctx context.Context, e *entry, builds []*build) (*contents,
 	return c, nil
 }
 
-func (e *entry) readView(kind, name string, object Object, size int64, builds []*build) (*View, error) {
-	data, err := e.readObject(name, object)
+func (s *Store) readView(ctx context.Context, e *entry, kind, name string, object Object, size int64, builds []*build) (*View, error) {
+	data, err := s.readObject(ctx, e, name, object)
 	if err != nil {
 		return nil, err
 	}
@@ -389,8 +395,8 @@ func encodeWorkingSet(offsets []int64) []byte {
 	return b
 }
 
-func (e *entry) readWorkingSet() ([]int64, error) {
-	data, err := e.readObject(workingSetName, *e.record.WorkingSet)
+func (s *Store) readWorkingSet(ctx context.Context, e *entry) ([]int64, error) {
+	data, err := s.readObject(ctx, e, workingSetName, *e.record.WorkingSet)
 	if err != nil {
 		return nil, err
 	}

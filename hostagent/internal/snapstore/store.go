@@ -31,7 +31,9 @@ type Config struct {
 	MaxChain int
 	// Removed is called after a snapshot was removed from this host; perhaps so late that it is here again. It may be nil.
 	Removed func(id string)
-	Log     *slog.Logger
+	// Healed is called after something damaged was to be replaced by what is elsewhere; ok tells whether it was. It may be nil.
+	Healed func(ok bool)
+	Log    *slog.Logger
 }
 
 func (c *Config) setDefaults() {
@@ -46,6 +48,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Removed == nil {
 		c.Removed = func(string) {}
+	}
+	if c.Healed == nil {
+		c.Healed = func(bool) {}
 	}
 }
 

@@ -102,6 +102,33 @@ func (s *Store) finish(b *build) {
 	})
 }
 
+// finishFound is finish for a build that a former agent has fetched: what it wrote last may be lost, so every frame is looked at first. What is
+// missing is fetched when it is read.
+func (s *Store) finishFound(b *build) {
+	s.worker.add(func(ctx context.Context) {
+		body, leave := s.use(b)
+		if body == nil {
+			return // Whoever opens it next comes here again.
+		}
+		defer leave()
+		for i := range body.reader.Frames() {
+			if ctx.Err() != nil {
+				return
+			}
+			if frameWhole(body.reader, body.file, i) {
+				continue
+			}
+			if err := body.part.lose(i); err != nil {
+				s.log.Warn("a lost frame cannot be noted", "build_id", b.ID, "frame", i, "error", err)
+			}
+			return
+		}
+		if err := s.complete(b); err != nil {
+			s.log.Warn("a fetched build could not be completed", "build_id", b.ID, "error", err)
+		}
+	})
+}
+
 func (s *Store) complete(b *build) error {
 	path := s.buildPath(b.ID)
 	if err := syncPath(path + partSuffix); err != nil {

@@ -81,17 +81,26 @@ func (f *Fetcher) Find(ctx context.Context, id string) (_ *snapstore.Record, don
 	if err := f.hold(ctx, id); err != nil {
 		return nil, nil, f.notFound(id, err)
 	}
+	r, err := f.Record(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	f.t.wantReport()
+	return r, gone, nil
+}
+
+// Record implements snapstore.Fetcher.
+func (f *Fetcher) Record(ctx context.Context, id string) (*snapstore.Record, error) {
 	m, err := f.t.registry.GetManifest(ctx, &snapshotv1.GetManifestRequest{Snapshot: id})
 	if err != nil {
-		return nil, nil, f.notFound(id, err)
+		return nil, f.notFound(id, err)
 	}
 	r, renamed, err := fromManifest(m.GetSnapshot(), m.GetManifest())
 	if err != nil {
-		return nil, nil, fmt.Errorf("manifest of snapshot %s: %w: %w", id, machine.ErrDamaged, err)
+		return nil, fmt.Errorf("manifest of snapshot %s: %w: %w", id, machine.ErrDamaged, err)
 	}
 	f.keep(id, m.GetSnapshot().GetHostId(), m.GetHostIds(), renamed)
-	f.t.wantReport()
-	return r, gone, nil
+	return r, nil
 }
 
 // come notes that a snapshot is being fetched, until gone is called. If it is not here then, its lease is not needed.

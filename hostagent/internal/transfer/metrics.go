@@ -11,7 +11,7 @@ import (
 
 // metrics of this package, all beginning with "covey.transfer.".
 type metrics struct {
-	uploadBytes, uploads, fetchBytes, fetches metric.Int64Counter
+	uploadBytes, uploads, fetchBytes, fetches, heals metric.Int64Counter
 }
 
 // newMetrics makes the instruments; a nil meter makes them count nothing. waiting tells how many uploads are under way, and refused how many of
@@ -29,6 +29,7 @@ func newMetrics(m metric.Meter, waiting, refused func() int) (*metrics, error) {
 		{&x.uploads, "uploads", "{try}", "Tries to upload a snapshot, by result."},
 		{&x.fetchBytes, "fetch.bytes", "By", "Bytes fetched, by source."},
 		{&x.fetches, "fetches", "{range}", "Ranges asked for, by source and result."},
+		{&x.heals, "heals", "{part}", "Damaged parts of snapshots on this host that were to be replaced by what is elsewhere, by result."},
 	} {
 		var err error
 		if *c.to, err = m.Int64Counter("covey.transfer."+c.name, metric.WithUnit(c.unit), metric.WithDescription(c.desc)); err != nil {

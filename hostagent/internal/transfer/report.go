@@ -7,6 +7,9 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 )
 
@@ -33,6 +36,15 @@ func (t *Transfer) Removed(id string) {
 	t.left[id] = true
 	t.mu.Unlock()
 	t.wantReport()
+}
+
+// Healed counts something damaged on this host that was replaced by what is elsewhere, or could not be.
+func (t *Transfer) Healed(ok bool) {
+	result := "refused"
+	if ok {
+		result = "ok"
+	}
+	t.metrics.heals.Add(context.Background(), 1, metric.WithAttributes(attribute.String("result", result)))
 }
 
 // reports tells the registry what this host has, once in a while and when asked, until ctx ends.
