@@ -23,7 +23,7 @@ func (a *app) hostsCmd() *cobra.Command {
 			return a.show(res, func() { a.hostTable(res.GetHosts()) })
 		},
 	}
-	cmd.AddCommand(a.cordonCmd("cordon", "Keep new sandboxes off a host", true), a.cordonCmd("uncordon", "Let new sandboxes on a host again", false), a.drainCmd())
+	cmd.AddCommand(a.cordonCmd("cordon", "Keep new sandboxes off a host", true), a.cordonCmd("uncordon", "Let new sandboxes on a host again", false), a.drainCmd(), a.baselineCmd())
 	return cmd
 }
 

@@ -173,7 +173,8 @@ func (a *app) canRestoreCmd() *cobra.Command {
 					rows = append(rows, []string{v.GetHostId(), map[bool]string{true: "yes", false: "no"}[v.GetCan()], strings.Join(v.GetReasons(), "; ")})
 				}
 				a.table("HOST CAN WHY", rows)
-				fmt.Fprintf(a.out, "\n%s needs %s and %d CPU features\n", res.GetSnapshotId(), dash(res.GetDriver()), len(res.GetCpuFeatures()))
+				fmt.Fprintf(a.out, "\n%s needs %s, machine %s, and of the CPU: %s\n", res.GetSnapshotId(), dash(res.GetDriver()), dash(res.GetMachine()),
+					dash(strings.Join(res.GetCpuFeatures(), " ")))
 			})
 		},
 	}

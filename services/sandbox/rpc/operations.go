@@ -30,7 +30,7 @@ func (o *operations) CanRestoreSnapshot(ctx context.Context, r *sandboxv1.CanRes
 	if err != nil {
 		return nil, o.fail(ctx, err)
 	}
-	resp := &sandboxv1.CanRestoreSnapshotResponse{SnapshotId: can.Manifest.ID, Driver: can.Manifest.VMM, CpuFeatures: can.Manifest.CPUFeatures}
+	resp := &sandboxv1.CanRestoreSnapshotResponse{SnapshotId: can.Manifest.ID, Driver: can.Manifest.VMM, Machine: can.Manifest.Machine, CpuFeatures: can.Manifest.CPUFeatures}
 	for _, v := range can.Verdicts {
 		resp.Verdicts = append(resp.Verdicts, &sandboxv1.RestoreVerdict{HostId: v.HostID, Can: v.Fits, Reasons: v.Reasons})
 	}

@@ -3090,7 +3090,9 @@ type CanRestoreSnapshotResponse struct {
 	// VMM driver and accelerator that it needs, like "qemu/tcg".
 	Driver string `protobuf:"bytes,3,opt,name=driver,proto3" json:"driver,omitempty"`
 	// CPU features that it needs.
-	CpuFeatures   []string `protobuf:"bytes,4,rep,name=cpu_features,json=cpuFeatures,proto3" json:"cpu_features,omitempty"`
+	CpuFeatures []string `protobuf:"bytes,4,rep,name=cpu_features,json=cpuFeatures,proto3" json:"cpu_features,omitempty"`
+	// Machine model that its state belongs to, like "microvm-7.2.2-tcg-Nehalem-v1,+rdrand".
+	Machine       string `protobuf:"bytes,5,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3151,6 +3153,13 @@ func (x *CanRestoreSnapshotResponse) GetCpuFeatures() []string {
 		return x.CpuFeatures
 	}
 	return nil
+}
+
+func (x *CanRestoreSnapshotResponse) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
 }
 
 // RestoreVerdict is whether one host can restore a snapshot.
@@ -3812,13 +3821,14 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\x05total\x18\x06 \x01(\rR\x05total\"<\n" +
 	"\x19CanRestoreSnapshotRequest\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
-	"snapshotId\"\xb6\x01\n" +
+	"snapshotId\"\xd0\x01\n" +
 	"\x1aCanRestoreSnapshotResponse\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
 	"snapshotId\x12<\n" +
 	"\bverdicts\x18\x02 \x03(\v2 .covey.sandbox.v1.RestoreVerdictR\bverdicts\x12\x16\n" +
 	"\x06driver\x18\x03 \x01(\tR\x06driver\x12!\n" +
-	"\fcpu_features\x18\x04 \x03(\tR\vcpuFeatures\"U\n" +
+	"\fcpu_features\x18\x04 \x03(\tR\vcpuFeatures\x12\x18\n" +
+	"\amachine\x18\x05 \x01(\tR\amachine\"U\n" +
 	"\x0eRestoreVerdict\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x10\n" +
 	"\x03can\x18\x02 \x01(\bR\x03can\x12\x18\n" +
