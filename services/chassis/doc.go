@@ -12,6 +12,8 @@
 // A daemon that is never run is released by Close. Listen may be called before Run where the address must be known first. Work that goes on beside calls is
 // ended in Defer: after the last call and before the connections that it uses. Streams that would go on for ever are named WithEndless, or watch Draining.
 //
+// A Program is the command line around that: flags, configuration, signals and exit code.
+//
 // # What a call meets
 //
 // Server side, outermost first: OpenTelemetry, request id and tenant, log, error mapping, recovery, peer check (mTLS), auth

@@ -27,14 +27,14 @@ func TestMain(m *testing.M) {
 	if path == "" {
 		os.Exit(m.Run())
 	}
-	if err := serve(path); err != nil {
+	if err := serveAloud(path); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// serve is an agent that says its address on standard output.
-func serve(path string) error {
+// serveAloud is an agent that says its address on standard output.
+func serveAloud(path string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	conf, err := loadConfig(path)

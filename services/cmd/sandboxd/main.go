@@ -7,48 +7,20 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
+	"io"
+
+	"github.com/coveyhq/covey/services/chassis"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "sandboxd:", err)
-		stop()
-		os.Exit(1)
-	}
+var program = chassis.Program[Config]{
+	Name: "sandboxd", Load: loadConfig, Serve: serve,
+	Commands: map[string]chassis.Command[Config]{"migrate": {Run: func(ctx context.Context, c Config, _ io.Writer) error { return migrateSchema(ctx, c) }}},
 }
 
-// run does what the arguments say.
-func run(ctx context.Context, args []string) error {
-	migrate := len(args) > 0 && args[0] == "migrate"
-	if migrate {
-		args = args[1:]
-	}
-	flags := flag.NewFlagSet("sandboxd", flag.ContinueOnError)
-	path := flags.String("config", "", "configuration file, YAML (required)")
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	if *path == "" || flags.NArg() > 0 {
-		return errors.New("usage: sandboxd [migrate] --config FILE")
-	}
-	conf, err := loadConfig(*path)
-	if err != nil {
-		return err
-	}
-	if migrate {
-		return migrateSchema(ctx, conf)
-	}
-	m, err := newMain(ctx, conf)
+func main() { program.Main() }
+
+func serve(ctx context.Context, c Config) error {
+	m, err := newMain(ctx, c)
 	if err != nil {
 		return err
 	}

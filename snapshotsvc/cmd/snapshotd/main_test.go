@@ -31,7 +31,7 @@ const childConfig = "COVEY_TEST_SNAPSHOTD_CONFIG"
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(childConfig); path != "" {
-		fmt.Fprintln(os.Stderr, run(context.Background(), []string{"--config", path}))
+		fmt.Fprintln(os.Stderr, program.Run(context.Background(), []string{"--config", path}, os.Stdout))
 		os.Exit(1)
 	}
 	code := pgtest.Main(m)
