@@ -18,7 +18,7 @@ type Config struct {
 	// OpenMetrics serves /metrics on the public port to all. By default it is for keys of scope admin there; chassis.metrics_listen serves it without keys,
 	// for those who can reach that address.
 	OpenMetrics bool `yaml:"open_metrics"`
-	// Rates bound the calls of each key and of each tenant on this gateway, requests to ports too. Default: none.
+	// Rates bound the calls of each key and of each tenant, requests to ports too, on all gateways of the mesh together; all need the same here. Default: none.
 	Rates RatesConfig `yaml:"rates"`
 }
 
@@ -64,9 +64,12 @@ func (c *PortsConfig) validate() error {
 // deadline is that of native unary calls which bring none. It is longer than that of the services behind, whose answer says more.
 const deadline = 10 * time.Minute
 
+// service is the gateways' name in Consul.
+const service = "covey-gateway"
+
 // LoadConfig reads a configuration file.
 func LoadConfig(path string) (Config, error) {
-	c := Config{Chassis: chassis.Config{Service: "covey-gateway", Deadline: deadline}}
+	c := Config{Chassis: chassis.Config{Service: service, Deadline: deadline}}
 	err := chassis.LoadConfig(path, &c)
 	return c, err
 }

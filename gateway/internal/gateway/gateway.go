@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -30,6 +31,7 @@ import (
 	"github.com/coveyhq/covey/gateway/internal/ports"
 	"github.com/coveyhq/covey/gateway/internal/rest"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/consul"
 	"github.com/coveyhq/covey/services/chassis/relay"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 )
@@ -79,8 +81,9 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 	}
 	locator := sandboxv1.NewLocatorServiceClient(g.sandboxes)
 	g.keys = access.New(lookup(locator))
-	limits := limit.New(c.Rates.Key, c.Rates.Tenant)
-	g.keys.Limit = func(c access.Caller) error { return limits.Allow(c.Tenant, c.KeyID) }
+	if err := g.limit(c.Rates); err != nil {
+		return nil, err
+	}
 	g.keys.OnRefusal = g.refused
 	g.hosts = dataplane.NewHosts(locator, g.Daemon.DialAddr)
 	b := g.behind()
@@ -134,15 +137,53 @@ func (g *Gateway) audit() (err error) {
 	if err != nil {
 		return err
 	}
+	g.beside(g.events.Run)
+	return nil
+}
+
+// limit bounds the rates of calls, and divides them among the gateways that are healthy.
+func (g *Gateway) limit(r RatesConfig) error {
+	limits := limit.New(r.Key, r.Tenant)
+	g.keys.Limit = func(c access.Caller) error { return limits.Allow(c.Tenant, c.KeyID) }
+	_, err := g.Daemon.Telemetry().Meters.Meter("covey/gateway").Int64ObservableGauge("covey.rates.gateways",
+		metric.WithDescription("Gateways among which the rates of keys and tenants are divided."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			o.Observe(int64(limits.Sharers()))
+			return nil
+		}))
+	if err != nil {
+		return err
+	}
+	if g.Daemon.Consul() == nil {
+		return nil // Nobody tells of other gateways.
+	}
+	g.beside(func(ctx context.Context) {
+		g.Daemon.Watch(ctx, service, func(list []consul.Instance, err error) {
+			if err != nil {
+				return // What was known stays in force.
+			}
+			passing := 0
+			for _, i := range list {
+				if i.Passing {
+					passing++
+				}
+			}
+			limits.Share(passing)
+		})
+	})
+	return nil
+}
+
+// beside runs something until the daemon's calls have ended.
+func (g *Gateway) beside(run func(context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { g.events.Run(ctx) })
+	running.Go(func() { run(ctx) })
 	g.Daemon.Defer(func() error {
 		cancel()
 		running.Wait()
 		return nil
 	})
-	return nil
 }
 
 // auditTime bounds the writing of events, and so how long a call waits until it is refused for want of a log.

@@ -30,6 +30,8 @@ type running struct {
 	url  string
 	addr string
 	stop func()
+
+	daemon *chassis.Daemon
 }
 
 // start runs the real program on port 0.
@@ -45,6 +47,12 @@ func startWith(t testing.TB, c gateway.Config) *running {
 	c.Chassis = chassis.Config{Service: "covey-gateway", Peers: map[string][]string{
 		"covey-sandbox": {mesh.Addr}, "covey-scheduler": {mesh.Addr}, "covey-snapshot": {mesh.Addr},
 	}}
+	return run(t, mesh, c)
+}
+
+// run runs it on a mesh that the configuration names.
+func run(t testing.TB, mesh *meshtest.Mesh, c gateway.Config) *running {
+	t.Helper()
 	m, err := gateway.New(c, chassis.WithLogOutput(t.Output()))
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +63,7 @@ func startWith(t testing.TB, c gateway.Config) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Daemon.Run(ctx) }()
-	g := &running{Mesh: mesh, t: t, addr: m.Daemon.Addr(), url: "http://" + m.Daemon.Addr()}
+	g := &running{Mesh: mesh, t: t, addr: m.Daemon.Addr(), url: "http://" + m.Daemon.Addr(), daemon: m.Daemon}
 	g.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -1,7 +1,13 @@
 package gateway_test
 
 import (
+	"context"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -11,6 +17,9 @@ import (
 	"github.com/coveyhq/covey/gateway/internal/limit"
 	"github.com/coveyhq/covey/gateway/internal/meshtest"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/consul"
+	"github.com/coveyhq/covey/services/chassis/consul/consultest"
 )
 
 func TestACallerBeyondItsRateIsToldWhenToComeBackByRESTAndGRPC(t *testing.T) {
@@ -37,4 +46,81 @@ func TestACallerBeyondItsRateIsToldWhenToComeBackByRESTAndGRPC(t *testing.T) {
 	if a := g.do("GET", "/v1/sandboxes", nil, "Authorization", "Bearer "+meshtest.ReadKey); a.status != 200 {
 		t.Errorf("another key: %d %s", a.status, a.body)
 	}
+}
+
+func TestTwoGatewaysShareARate(t *testing.T) {
+	server := consultest.Start(t)
+	mesh := meshtest.Start(t)
+	inConsul(t, server.Addr, mesh.Addr, "covey-sandbox", "covey-scheduler", "covey-snapshot")
+	rates := gateway.RatesConfig{Tenant: limit.Rate{PerSecond: 0.001, Burst: 20}}
+	var gs []*running
+	for range 2 {
+		gs = append(gs, run(t, mesh, gateway.Config{
+			Rates: rates, Chassis: chassis.Config{Service: "covey-gateway", Consul: chassis.ConsulConfig{Address: server.Addr, CheckInterval: 100 * time.Millisecond}},
+		}))
+	}
+	allowed := func(g *running) (n int) {
+		for range 30 {
+			if a := g.do("GET", "/v1/sandboxes", nil); a.status == 200 {
+				n++
+			} else if p := a.problem(t); p.Reason != "RATE_LIMITED" {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+		return n
+	}
+	for _, g := range gs {
+		g.divides(2)
+	}
+	if a, b := allowed(gs[0]), allowed(gs[1]); a != 10 || b != 10 {
+		t.Errorf("20 at once were %d and %d", a, b)
+	}
+	gs[1].stop()
+	gs[0].divides(1)
+}
+
+// divides waits until the gateway divides rates by n.
+func (g *running) divides(n float64) {
+	g.t.Helper()
+	var got float64
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		families, err := g.daemon.Telemetry().Registry.Gather()
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "covey_rates_gateways" {
+				got = f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		if got == n {
+			return
+		}
+	}
+	g.t.Fatalf("rates are divided by %g, want %g", got, n)
+}
+
+// inConsul registers fakes until the test's end.
+func inConsul(t *testing.T, consulAddr, addr string, services ...string) {
+	t.Helper()
+	c, err := consul.New(consulAddr, "", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, port, _ := net.SplitHostPort(addr)
+	n, _ := strconv.Atoi(port)
+	ctx, cancel := context.WithCancel(context.Background())
+	var staying sync.WaitGroup
+	for _, name := range services {
+		staying.Go(func() {
+			c.Keep(ctx, consul.Registration{
+				ID: name, Name: name, Host: host, Port: n, CheckInterval: time.Second, DeregisterAfter: time.Minute, Passing: func() bool { return true },
+			})
+		})
+	}
+	t.Cleanup(func() {
+		cancel()
+		staying.Wait()
+		c.Close()
+	})
 }

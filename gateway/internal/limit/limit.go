@@ -1,11 +1,18 @@
-// Package limit bounds how many calls a key and a tenant may make: a token bucket each, on this gateway.
+// Package limit bounds how many calls a key and a tenant may make: a token bucket each, on every gateway, all gateways of a mesh together.
 //
-// Chosen: each gateway counts what it serves. Rejected: counting all gateways together, which would put a database or a peer in the path of every call; the limits
-// protect the services behind a gateway, and quotas, which are exact, what a tenant may have.
+// Chosen: each gateway has an equal share, the rate divided by how many gateways Consul says are healthy, and counts what it serves by itself. A call costs
+// nothing beside a lock, and a mesh without Consul or database goes on with the shares it had. What that costs: a client that keeps to one gateway of N gets an Nth of
+// its rate, so put gateways behind something that spreads calls, and not connections alone; and in the moments after a gateway came or went,
+// until all know of it, the sum may be off by its share.
+//
+// Rejected: buckets as rows of PostgreSQL, a write and a hop for each call. Rejected: leases of tokens through the sandbox service, which follow the
+// clients wherever they go, but put its failures into the admission of calls, and refuse or let pass all while it is away. The limits protect the services
+// behind a gateway; what a tenant may have is bounded by quotas, which are exact.
 package limit
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,14 +61,49 @@ type Limiter struct {
 	key, tenant Rate
 	now         func() time.Time
 
-	mu      sync.Mutex // guards buckets
+	mu      sync.Mutex // guards the rest
 	buckets map[string]*rate.Limiter
+	sharers int // gateways that have a share; at least 1
 }
 
 // New makes a Limiter.
 func New(key, tenant Rate) *Limiter {
-	return &Limiter{key: key, tenant: tenant, now: time.Now, buckets: map[string]*rate.Limiter{}}
+	return &Limiter{key: key, tenant: tenant, now: time.Now, buckets: map[string]*rate.Limiter{}, sharers: 1}
 }
+
+// Share says among how many gateways the rates are divided; less than 1 counts as 1. What callers have in hand is kept, within their new share.
+func (l *Limiter) Share(gateways int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	gateways = max(1, gateways)
+	if gateways == l.sharers {
+		return
+	}
+	l.sharers = gateways
+	now := l.now()
+	for id, b := range l.buckets {
+		r := l.tenant
+		if strings.HasPrefix(id, ofKey) {
+			r = l.key
+		}
+		b.SetLimitAt(now, l.limit(r))
+		b.SetBurstAt(now, l.burst(r))
+	}
+}
+
+// Sharers is among how many gateways the rates are divided.
+func (l *Limiter) Sharers() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sharers
+}
+
+// limit and burst are this gateway's share of a rate. mu is held.
+func (l *Limiter) limit(r Rate) rate.Limit { return rate.Limit(r.PerSecond / float64(l.sharers)) }
+func (l *Limiter) burst(r Rate) int        { return max(1, r.burst()/l.sharers) }
+
+// ofKey begins the names of keys' buckets; others are tenants'.
+const ofKey = "key "
 
 // Allow is nil if a call may begin now, else RESOURCE_EXHAUSTED with the time until one may. A call that is refused counts for nobody.
 func (l *Limiter) Allow(tenant, key string) error {
@@ -82,7 +124,7 @@ func (l *Limiter) Allow(tenant, key string) error {
 			for _, r := range taken {
 				r.CancelAt(now)
 			}
-			return refused(b.whose, b.rate, wait)
+			return l.refused(b.whose, b.rate, wait)
 		}
 	}
 	return nil
@@ -99,14 +141,19 @@ func (l *Limiter) bucket(id string, r Rate, now time.Time) *rate.Limiter {
 				}
 			}
 		}
-		b = rate.NewLimiter(rate.Limit(r.PerSecond), r.burst())
+		b = rate.NewLimiter(l.limit(r), l.burst(r))
 		l.buckets[id] = b
 	}
 	return b
 }
 
-func refused(whose string, r Rate, wait time.Duration) error {
-	err := apierr.E(codes.ResourceExhausted, "RATE_LIMITED", fmt.Sprintf("too many calls of this %s: it may begin %g in a second, and %d at once", whose, r.PerSecond, r.burst()), "limit", whose)
+// refused is the error of a call too many. mu is held.
+func (l *Limiter) refused(whose string, r Rate, wait time.Duration) error {
+	message := fmt.Sprintf("too many calls of this %s: it may begin %g in a second, and %d at once", whose, r.PerSecond, r.burst())
+	if l.sharers > 1 {
+		message += fmt.Sprintf(", divided among %d gateways", l.sharers)
+	}
+	err := apierr.E(codes.ResourceExhausted, "RATE_LIMITED", message, "limit", whose)
 	st, detailErr := status.Convert(err).WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
 	if detailErr != nil {
 		return err

@@ -85,3 +85,33 @@ func TestWithoutARateNothingIsLimitedAndRatesAreChecked(t *testing.T) {
 		}
 	}
 }
+
+func TestGatewaysDivideARateAmongThem(t *testing.T) {
+	now := time.Unix(1000, 0)
+	l := New(Rate{PerSecond: 4, Burst: 8}, Rate{PerSecond: 8, Burst: 16})
+	l.now = func() time.Time { return now }
+	allowed := func() (n int) {
+		for range 100 {
+			if l.Allow("acme", "key_1") == nil {
+				n++
+			}
+		}
+		return n
+	}
+	if l.Allow("acme", "key_1") != nil {
+		t.Fatal("the first call is refused")
+	}
+	l.Share(4) // Of what is left in hand, no more than the share is kept.
+	if n := allowed(); n != 2 {
+		t.Errorf("a fourth of 8 at once is %d", n)
+	}
+	now = now.Add(2 * time.Second)
+	if n := allowed(); n != 2 {
+		t.Errorf("a fourth of 4 in a second is %d in two", n)
+	}
+	l.Share(0)
+	now = now.Add(2 * time.Second)
+	if n := allowed(); n != 8 || l.Sharers() != 1 {
+		t.Errorf("alone it is %d", n)
+	}
+}
