@@ -109,6 +109,9 @@ func (w *watch) add(p string, report bool) error {
 
 // pass hands one event on; several things may have happened in it.
 func (w *watch) pass(e fsnotify.Event) error {
+	if isTemp(e.Name) {
+		return nil
+	}
 	for _, m := range []struct {
 		op   fsnotify.Op
 		kind EventType
@@ -138,6 +141,9 @@ func (w *watch) addNew(p string) error {
 		return err
 	}
 	for _, f := range w.found {
+		if isTemp(f) {
+			continue
+		}
 		if err := w.event(Event{Created, f}); err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -99,6 +100,18 @@ func (w *Writer) openToAppend(o WriteOptions, fresh bool) error {
 	return nil
 }
 
+// tempPrefix begins the names of files that are being written, which no watch tells of: what is told is their appearance under their own names.
+const tempPrefix = ".covey-"
+
+// randomChars is how many characters rand.Text has.
+const randomChars = 26
+
+// isTemp tells whether a path is that of a file that is being written.
+func isTemp(p string) bool {
+	rest, ok := strings.CutPrefix(path.Base(p), tempPrefix)
+	return ok && len(rest) == randomChars
+}
+
 func (w *Writer) openTemp(o WriteOptions, old fs.FileInfo) error {
 	mode := o.Mode
 	if mode == 0 {
@@ -107,7 +120,7 @@ func (w *Writer) openTemp(o WriteOptions, old fs.FileInfo) error {
 			mode = old.Sys().(*syscall.Stat_t).Mode & 0o7777
 		}
 	}
-	w.temp = path.Join(path.Dir(w.path), ".covey-"+rand.Text())
+	w.temp = path.Join(path.Dir(w.path), tempPrefix+rand.Text())
 	f, err := os.OpenFile(w.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		w.temp = ""
