@@ -5,8 +5,10 @@ import (
 	"log/slog"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/apierr"
 	"github.com/coveyhq/covey/snapshotsvc/registry"
 )
 
@@ -26,8 +28,13 @@ func Register(r grpc.ServiceRegistrar, c Config) {
 	snapshotv1.RegisterRegistryServiceServer(r, &hosts{Config: c})
 }
 
-// fail is an answer's error.
-func (c *Config) fail(ctx context.Context, err error) error { return toStatus(ctx, c.Log, err) }
+// fail is an answer's error. A caller who has gone is told of that alone.
+func (c *Config) fail(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	return apierr.From(ctx, c.Log, "snapshotd", err)
+}
 
 // user is the tenant of a user's call.
 func (c *Config) user(ctx context.Context) string {

@@ -45,7 +45,9 @@ func Register(r grpc.ServiceRegistrar, c Config) {
 }
 
 // fail is an answer's error.
-func (c *Config) fail(ctx context.Context, err error) error { return toStatus(ctx, c.Log, err) }
+func (c *Config) fail(ctx context.Context, err error) error {
+	return apierr.From(ctx, c.Log, "sandboxd", err)
+}
 
 type sandboxes struct {
 	sandboxv1.UnimplementedSandboxServiceServer
