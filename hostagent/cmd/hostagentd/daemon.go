@@ -60,6 +60,10 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	if err := m.host.TakeBack(ctx, m.parts.sweepers()); err != nil {
 		return nil, fmt.Errorf("taking back what a former agent had: %w", err)
 	}
+	// Not before: what runs may be of an image that the catalog does not have any more.
+	if err := m.parts.snaps.PrepareImages(ctx); err != nil {
+		return nil, err
+	}
 	return m, m.register()
 }
 

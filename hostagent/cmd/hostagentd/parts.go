@@ -96,7 +96,7 @@ func newParts(ctx context.Context, c Config, d *chassis.Daemon) (_ *hostParts, e
 	if err := p.furnish(ctx, c, d); err != nil {
 		return nil, err
 	}
-	return p, p.snaps.PrepareImages(ctx)
+	return p, nil
 }
 
 func (p *hostParts) furnish(ctx context.Context, c Config, d *chassis.Daemon) (err error) {

@@ -144,7 +144,7 @@ func (m *Machine) record(h *holdings) Record {
 	r.MemoryFrom = h.memoryFrom
 	r.Base, r.BaseIsImage = h.base.Manifest().ID, h.base.StatePath() == ""
 	if r.BaseIsImage {
-		r.Base = h.base.Manifest().Image
+		r.Base = h.base.Manifest().ImageID // Not its name, which may be another image's by then.
 	}
 	if h.slot != nil {
 		r.Slot = h.slot.ID()

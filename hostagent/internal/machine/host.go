@@ -52,7 +52,7 @@ type Tracer interface {
 type Record struct {
 	Status  Status  `json:"status"`
 	Receipt Receipt `json:"receipt"`
-	// Base is the snapshot's id, or the image's name; MemoryFrom tells that memory came from it too.
+	// Base is the snapshot's id, or the image's, or of a record of a former release the image's name; MemoryFrom tells that memory came from it too.
 	Base        string `json:"base,omitempty"`
 	BaseIsImage bool   `json:"base_is_image,omitempty"`
 	MemoryFrom  bool   `json:"memory_from,omitempty"`

@@ -505,6 +505,9 @@ func TestWhatAFormerAgentHadIsTakenBackOrBuried(t *testing.T) {
 		return Record{}
 	}
 	r := rec("sb_1")
+	if r.Base != "1" {
+		t.Errorf("the journal says that it is of image %q; it must say which by the id, as the name may come to mean another", r.Base)
+	}
 	r.VM.StartTime = ownStartTime(t)
 	if err := h.journal.Put("sb_1", r); err != nil {
 		t.Fatal(err)

@@ -106,7 +106,7 @@ type Snapshots interface {
 	Open(ctx context.Context, id string) (Base, error)
 	// OpenDisk is Open for a boot from the disk alone: state and memory are not read, and may be damaged.
 	OpenDisk(ctx context.Context, id string) (Base, error)
-	// OpenImage pins a stock image. ErrImageNotFound.
+	// OpenImage pins a stock image, by its name or its id. What is pinned stays, whatever the name comes to mean. ErrImageNotFound.
 	OpenImage(ctx context.Context, name string) (Base, error)
 	// Draft begins a snapshot of a VM whose memory and disk are given; nothing is to be seen of it until Commit.
 	Draft(ctx context.Context, m Manifest, memory Memory, disk Disk) (Draft, error)

@@ -450,9 +450,9 @@ func (s *Store) remove(e *entry) error {
 	if e.isImage {
 		table = s.images
 	}
-	if table[e.id] != e {
+	if table[e.id] != e || !e.doomed || e.pins > 0 {
 		s.mu.Unlock()
-		return os.Remove(trash)
+		return os.Remove(trash) // Gone, or an image that is used again.
 	}
 	if err := os.Rename(e.dir, filepath.Join(trash, "entry")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		s.mu.Unlock()

@@ -67,29 +67,15 @@ func (s *Store) OpenStock(ctx context.Context, name string) (*Snapshot, error) {
 	b, err := s.openPinned(ctx, e)
 	if errors.Is(err, machine.ErrDamaged) {
 		s.log.Error("a converted image is damaged and is converted again", "image", name, "image_id", e.id, "error", err)
-		if e, err = s.convertAgain(ctx, e, img); err == nil {
+		if e, err = s.convertNow(ctx, img); err == nil {
 			b, err = s.openPinned(ctx, e)
 		}
 	}
 	return b, err
 }
 
-// convertAgain replaces a damaged image. Others that name its build get the new file too.
-func (s *Store) convertAgain(ctx context.Context, damaged *entry, img image.Image) (*entry, error) {
-	s.mu.Lock()
-	damaged.doomed = true
-	pinned := damaged.pins > 0
-	s.mu.Unlock()
-	if pinned {
-		return nil, fmt.Errorf("image %s: %w: sandboxes still use it", img.Name, machine.ErrDamaged)
-	}
-	if err := s.remove(damaged); err != nil {
-		return nil, err
-	}
-	return s.stock(ctx, img)
-}
-
-// PrepareImages converts all images that were not used yet, so that no sandbox has to wait for it.
+// PrepareImages converts all images that were not used yet, so that no sandbox has to wait for it, and removes those that are not in the catalog
+// any more and that nobody has pinned. So it is called once what a former agent had is taken back.
 func (s *Store) PrepareImages(ctx context.Context) error {
 	if s.conf.Images == nil {
 		return nil
@@ -105,6 +91,7 @@ func (s *Store) PrepareImages(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
+		s.retire(b.entry)
 		b.Release()
 	}
 	return errors.Join(errs...)
@@ -136,6 +123,20 @@ func (s *Store) stock(ctx context.Context, img image.Image) (*entry, error) {
 	if e := s.pinImage(same); e != nil {
 		return e, nil
 	}
+	return s.convertEntered(ctx, img)
+}
+
+// convertNow converts an image and pins it, whatever there is of it. Of one that is damaged all files are replaced.
+func (s *Store) convertNow(ctx context.Context, img image.Image) (*entry, error) {
+	leave, err := s.enter(ctx, "image "+img.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return s.convertEntered(ctx, img)
+}
+
+func (s *Store) convertEntered(ctx context.Context, img image.Image) (*entry, error) {
 	e, err := s.convert(ctx, img)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", img.Name, err)
@@ -170,14 +171,6 @@ func (s *Store) convert(ctx context.Context, img image.Image) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e := s.pinImage(func(e *entry) bool { return e.id == id }); e != nil {
-		// The same content, at another place or with another time.
-		if err := s.restamp(e, img); err != nil {
-			s.unpin(e)
-			return nil, err
-		}
-		return e, nil
-	}
 	empty, err := snapfmt.New(img.DiskBytes, BlockSize)
 	if err != nil {
 		return nil, err
@@ -185,6 +178,13 @@ func (s *Store) convert(ctx context.Context, img image.Image) (*entry, error) {
 	h, err := empty.Merge(made.id(), made.changes)
 	if err != nil {
 		return nil, err
+	}
+	if e := s.revive(id); e != nil {
+		if err := s.rewrite(ctx, e, img, h, made); err != nil {
+			s.unpin(e)
+			return nil, err
+		}
+		return e, nil
 	}
 	rec := imageRecord{imageInfo{img.Name, img.Stamp}, Record{
 		Manifest: machine.Manifest{Image: img.Name, ImageID: id, DiskBytes: img.DiskBytes, DiskBuilds: idStrings(h.Builds), CreateTime: time.Now()},
@@ -233,23 +233,58 @@ func (s *Store) admitImage(ctx context.Context, dir, id string, rec imageRecord,
 	return e, nil
 }
 
-// restamp notes that an image that was converted before is found in a file that looks new.
-func (s *Store) restamp(e *entry, img image.Image) error {
+// revive pins an image of this content, though it was to be removed: what was rolled back is the image again.
+func (s *Store) revive(id string) *entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.images[id]
+	if e != nil {
+		e.doomed = false
+		e.pins++
+	}
+	return e
+}
+
+// rewrite is for an image that was converted before and is found in a file that looks new, or is damaged: its files are replaced by the same
+// ones, while others may read them.
+func (s *Store) rewrite(ctx context.Context, e *entry, img image.Image, h *snapfmt.Header, made *packed) error {
 	s.mu.Lock()
 	info := imageInfo{img.Name, img.Stamp}
 	rec := imageRecord{info, *e.record}
 	s.mu.Unlock()
-	path := filepath.Join(e.dir, imageName)
-	if err := writeJSON(path+".new", rec); err != nil {
+	encoded, err := h.Encode()
+	if err != nil {
 		return err
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	// Another release may pack the same content otherwise; then there is nothing to replace the files by.
+	if objectOf(encoded) == rec.Record.DiskHeader {
+		if err := s.replaceImage(ctx, e, encoded, made); err != nil {
+			return err
+		}
+	}
+	sealed, err := sealJSON(rec)
+	if err != nil {
+		return err
+	}
+	if err := replaceFile(filepath.Join(e.dir, imageName), sealed); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e.image = &info
 	return nil
+}
+
+func (s *Store) replaceImage(ctx context.Context, e *entry, header []byte, made *packed) error {
+	if made.info.Stored > 0 {
+		if err := syncAll(ctx, made.path); err != nil {
+			return err
+		}
+		if err := os.Rename(made.path, s.buildPath(made.info.ID)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(syncPath(s.path("builds")), replaceFile(filepath.Join(e.dir, diskName), header))
 }
 
 // retire removes other images of the same name, which the catalog does not have any more.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -423,6 +424,9 @@ func (f *frozenDisk) ReadAt(p []byte, off int64) (int, error) {
 func (w *world) tree() (list []string) {
 	w.t.Helper()
 	check(w.t, filepath.WalkDir(w.conf.Dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // The worker has just removed it.
+		}
 		if err == nil && path != w.conf.Dir {
 			list = append(list, strings.TrimPrefix(path, w.conf.Dir+"/"))
 		}
