@@ -14,6 +14,10 @@ const drainers = 4
 // durablePoll is how often a drain looks whether saved state has reached the registry.
 const durablePoll = 200 * time.Millisecond
 
+// placing is how long after a cordon a sandbox may come to be on the host still: it was placed before, or by a scheduler that had not heard of
+// the cordon yet, and its row says so only now.
+const placing = time.Second
+
 // DrainStep is what happened in a drain.
 type DrainStep string
 
@@ -71,7 +75,11 @@ func (s *Service) Drain(ctx context.Context, hostID string, tell func(DrainEvent
 	if err := s.scheduler.Cordon(ctx, hostID); err != nil {
 		return err
 	}
+	settled := time.NewTimer(placing)
+	defer settled.Stop()
 	d := &drain{s: s, hostID: hostID, found: map[string]bool{}, tell: tell}
+	// What is found while waiting is moved, and then it is looked once more.
+	last := false
 	for first := true; ; first = false {
 		rows, err := d.find(ctx)
 		if err != nil {
@@ -80,8 +88,16 @@ func (s *Service) Drain(ctx context.Context, hostID string, tell func(DrainEvent
 		if first {
 			d.say(DrainEvent{Step: DrainCordoned})
 		}
-		if len(rows) == 0 {
+		if len(rows) == 0 && last {
 			break
+		}
+		last = len(rows) == 0
+		if last {
+			select {
+			case <-settled.C:
+				settled.Reset(0) // It is over for good.
+			case <-ctx.Done():
+			}
 		}
 		d.moveAll(ctx, rows)
 		if err := errors.Join(ctx.Err(), d.broken); err != nil {

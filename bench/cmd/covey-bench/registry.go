@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -261,15 +260,19 @@ func fetchURL(ctx context.Context, url string) ([]byte, error) {
 	return io.ReadAll(res.Body)
 }
 
-// registryReads reads all builds of a template from the registry: one reader, and several at once; and the same files from the disk.
+// registryReads reads all builds of a template from the registry: one reader, and several at once, each with a connection of its own as hosts have;
+// and the same files from the disk. Before each reading the files are thrown out of the page cache, so that all begin at the disk.
 func (e *env) registryReads(ctx context.Context, template string, m map[string]float64) error {
-	conn, err := e.registry(ctx)
-	if err != nil {
-		return err
+	var readers []snapshotv1.RegistryServiceClient
+	for range registryReaders {
+		conn, err := e.registry(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		readers = append(readers, snapshotv1.NewRegistryServiceClient(conn))
 	}
-	defer conn.Close()
-	c := snapshotv1.NewRegistryServiceClient(conn)
-	man, err := c.GetManifest(ctx, &snapshotv1.GetManifestRequest{Snapshot: template, TenantId: "default"})
+	man, err := readers[0].GetManifest(ctx, &snapshotv1.GetManifestRequest{Snapshot: template, TenantId: "default"})
 	if err != nil {
 		return err
 	}
@@ -278,25 +281,33 @@ func (e *env) registryReads(ctx context.Context, template string, m map[string]f
 	for _, b := range man.GetManifest().GetBuilds() {
 		keys, size = append(keys, b.GetData().GetKey()), size+b.GetData().GetSizeBytes()
 	}
+	files, err := e.objectFiles(keys)
+	if err != nil {
+		return err
+	}
 	var one, many, read, write series
+	rate := func(n int, took time.Duration) float64 { return float64(n) * float64(size) / 1e6 / took.Seconds() }
 	for range 3 {
 		for _, n := range []int{1, registryReaders} {
-			took, err := readAtOnce(ctx, c, keys, n)
+			took, err := readAtOnce(ctx, readers[:n], keys, files)
 			if err != nil {
 				return err
 			}
-			rate := float64(n) * float64(size) / 1e6 / took.Seconds()
 			if n == 1 {
-				one = append(one, rate)
+				one = append(one, rate(n, took))
 			} else {
-				many = append(many, rate)
+				many = append(many, rate(n, took))
 			}
 		}
-		r, w, err := e.disk(keys)
+		r, err := readFiles(files)
 		if err != nil {
 			return err
 		}
-		read, write = append(read, float64(size)/1e6/r.Seconds()), append(write, float64(size)/1e6/w.Seconds())
+		w, err := writeAnew(e.m.Dir, files)
+		if err != nil {
+			return err
+		}
+		read, write = append(read, rate(1, r)), append(write, rate(1, w))
 	}
 	one.row("registry, 1 reader", "MB/s")
 	many.row(fmt.Sprintf("registry, %d readers together", registryReaders), "MB/s")
@@ -305,7 +316,10 @@ func (e *env) registryReads(ctx context.Context, template string, m map[string]f
 	m["registry_fetch_mb_per_s"], m["registry_disk_read_mb_per_s"], m["registry_disk_write_mb_per_s"] = one.median(), read.median(), write.median()
 	m["registry_fetch_over_disk"] = one.median() / read.median()
 	m["registry_upload_over_disk"] = m["registry_upload_mb_per_s"] / write.median()
+	m["registry_8_readers_mb_per_s"] = many.median()
 	m["registry_8_readers_over_one"] = many.median() / one.median()
+	fmt.Printf("  %-36s %9.2f of the disk's; upload %.2f of the disk's; 8 readers get %.2f times what one gets\n", "registry: fetch",
+		m["registry_fetch_over_disk"], m["registry_upload_over_disk"], m["registry_8_readers_over_one"])
 	return nil
 }
 
@@ -331,12 +345,15 @@ func (e *env) registry(ctx context.Context) (*grpc.ClientConn, error) {
 	return grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 }
 
-// readAtOnce has n readers read all objects and returns how long the last one took.
-func readAtOnce(ctx context.Context, c snapshotv1.RegistryServiceClient, keys []string, n int) (time.Duration, error) {
+// readAtOnce has all readers read all objects and returns how long the last one took. The files are those that the registry reads.
+func readAtOnce(ctx context.Context, readers []snapshotv1.RegistryServiceClient, keys, files []string) (time.Duration, error) {
+	if err := forget(files); err != nil {
+		return 0, err
+	}
 	began := time.Now()
-	errs := make([]error, n)
+	errs := make([]error, len(readers))
 	var wg sync.WaitGroup
-	for i := range n {
+	for i, c := range readers {
 		wg.Go(func() {
 			for _, k := range keys {
 				if errs[i] = readObject(ctx, c, k); errs[i] != nil {
@@ -361,31 +378,4 @@ func readObject(ctx context.Context, c snapshotv1.RegistryServiceClient, key str
 			return err
 		}
 	}
-}
-
-// disk reads the objects' files as the registry has them, and writes and syncs as much beside them.
-func (e *env) disk(keys []string) (read, write time.Duration, err error) {
-	began := time.Now()
-	var all bytes.Buffer
-	for _, k := range keys {
-		// The store adds to a key what makes each upload's file its own.
-		files, err := filepath.Glob(filepath.Join(e.m.Dir, "objects", k+"@*"))
-		if err != nil || len(files) != 1 {
-			return 0, 0, fmt.Errorf("the store has %d files of %s: %w", len(files), k, err)
-		}
-		b, err := os.ReadFile(files[0])
-		if err != nil {
-			return 0, 0, err
-		}
-		all.Write(b)
-	}
-	read, began = time.Since(began), time.Now()
-	f, err := os.CreateTemp(e.m.Dir, "bench-")
-	if err != nil {
-		return 0, 0, err
-	}
-	_, err = f.Write(all.Bytes())
-	err = errors.Join(err, f.Sync(), f.Close())
-	write = time.Since(began)
-	return read, write, errors.Join(err, os.Remove(f.Name()))
 }

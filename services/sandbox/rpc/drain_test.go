@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -103,6 +104,45 @@ func TestADrainMovesWhatRunsAndLeavesWhatWasPausedByRequest(t *testing.T) {
 	again, err := r.drain(t, as(t, "acme"), "host-a")
 	if err != nil || len(again) != 2 {
 		t.Errorf("a second drain does %v, %v", again, err)
+	}
+}
+
+// A placement was answered before the cordon, and comes to be known while the host looks empty.
+func TestADrainMovesWhatWasPlacedJustBeforeTheCordonToo(t *testing.T) {
+	m := newMesh(t)
+	r := m.replica("r1")
+	answered, goOn := make(chan struct{}), make(chan struct{})
+	m.cordon("host-b", true)
+	m.scheduler.placed = func(host string) {
+		if host == "host-a" {
+			close(answered)
+			<-goOn
+		}
+	}
+	var sb *sandboxv1.Sandbox
+	var made sync.WaitGroup
+	made.Go(func() { sb = r.create(t, &sandboxv1.CreateSandboxRequest{}) })
+	<-answered
+	m.cordon("host-b", false)
+	stream, err := r.ops.DrainHost(as(t, "acme"), &sandboxv1.DrainHostRequest{HostId: "host-a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for first := true; ; first = false {
+		e, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first {
+			close(goOn)
+		}
+		if e.GetStep() == sandboxv1.DrainStep_DRAIN_STEP_DONE {
+			break
+		}
+	}
+	made.Wait()
+	if now := r.get(t, sb.GetId()); now.GetState() != sandboxv1.State_STATE_RUNNING || now.GetHostId() != "host-b" {
+		t.Errorf("the host is drained, and a sandbox is %s on %s", now.GetState(), now.GetHostId())
 	}
 }
 

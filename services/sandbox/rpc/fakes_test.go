@@ -279,6 +279,8 @@ type fakeScheduler struct {
 	heard    *timestamppb.Timestamp // when hosts were last heard of
 	cordoned map[string]bool
 	unfit    bool // no host has the machine model that is asked for
+	// placed is called with each placement before it is answered, without the lock; it may be nil.
+	placed   func(hostID string)
 	turn     int
 	places   []*schedulerv1.PlaceRequest
 	held     map[string]string // reservation to host
@@ -286,6 +288,14 @@ type fakeScheduler struct {
 }
 
 func (s *fakeScheduler) Place(_ context.Context, r *schedulerv1.PlaceRequest) (*schedulerv1.PlaceResponse, error) {
+	resp, err := s.place(r)
+	if err == nil && s.placed != nil {
+		s.placed(resp.GetHostId())
+	}
+	return resp, err
+}
+
+func (s *fakeScheduler) place(r *schedulerv1.PlaceRequest) (*schedulerv1.PlaceResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.places = append(s.places, r)
