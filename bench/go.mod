@@ -12,12 +12,19 @@ require (
 )
 
 require (
+	github.com/google/go-cmp v0.7.0 // indirect
+	github.com/google/nftables v0.3.0 // indirect
 	github.com/hashicorp/go-metrics v0.6.0 // indirect
+	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
+	github.com/mdlayher/socket v0.5.0 // indirect
 	github.com/oklog/ulid/v2 v2.1.2 // indirect
+	github.com/vishvananda/netlink v1.3.1 // indirect
+	github.com/vishvananda/netns v0.0.5 // indirect
 )
 
 require (
 	github.com/armon/go-metrics v0.4.1 // indirect
+	github.com/coveyhq/covey/guest v0.0.0
 	github.com/coveyhq/covey/scheduler v0.0.0
 	github.com/fatih/color v1.19.0 // indirect
 	github.com/go-viper/mapstructure/v2 v2.5.0 // indirect
@@ -53,3 +60,5 @@ replace github.com/coveyhq/covey/deploy => ../deploy
 replace github.com/coveyhq/covey/scheduler => ../scheduler
 
 replace github.com/coveyhq/covey/services => ../services
+
+replace github.com/coveyhq/covey/guest => ../guest

@@ -30,6 +30,7 @@ require (
 	github.com/cilium/ebpf v0.16.0 // indirect
 	github.com/containerd/log v0.1.0 // indirect
 	github.com/coreos/go-systemd/v22 v22.5.0 // indirect
+	github.com/coveyhq/covey/guest v0.0.0
 	github.com/docker/go-units v0.5.0 // indirect
 	github.com/fatih/color v1.19.0 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
@@ -100,3 +101,5 @@ replace github.com/coveyhq/covey/proto => ../proto
 replace github.com/coveyhq/covey/services => ../services
 
 replace github.com/coveyhq/covey/snapshotsvc => ../snapshotsvc
+
+replace github.com/coveyhq/covey/guest => ../guest

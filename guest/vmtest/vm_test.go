@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coveyhq/covey/guest/tsc"
+
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -103,7 +105,7 @@ func newMachine(t testing.TB, image string, memoryMB int) *machine {
 		"netns", "exec", m.netns, "qemu-system-x86_64", "-M", "microvm,accel=tcg,acpi=on,rtc=on,memory-backend=mem", "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(memoryMB),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=%s,share=on", memoryMB, filepath.Join(m.dir, "memory")),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:" + m.console,
-		"-kernel", filepath.Join(from, "bzImage"), "-initrd", filepath.Join(from, "initramfs.cpio"), "-append", fmt.Sprintf("%s tsc_early_khz=%d", a.Cmdline, tscKHz()),
+		"-kernel", filepath.Join(from, "bzImage"), "-initrd", filepath.Join(from, "initramfs.cpio"), "-append", fmt.Sprintf("%s tsc_early_khz=%d", a.Cmdline, tsc.KHz()),
 		"-blockdev", "driver=file,filename=" + disk + ",node-name=f0,discard=unmap", "-blockdev", "driver=raw,node-name=d0,file=f0,discard=unmap",
 		"-device", "virtio-blk-device,drive=d0",
 		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-device,netdev=n0,mac=06:00:AC:10:00:02,guest_announce=off",

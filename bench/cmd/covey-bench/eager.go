@@ -11,9 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/coveyhq/covey/guest/tsc"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -42,7 +43,7 @@ func (e *env) eagerRestore(ctx context.Context, mb uint32) (_ series, err error)
 	if err := json.Unmarshal(raw, &about); err != nil {
 		return nil, err
 	}
-	b.cmdline = fmt.Sprintf("%s tsc=reliable tsc_early_khz=%d", about.Cmdline, hostKHz())
+	b.cmdline = fmt.Sprintf("%s tsc=reliable tsc_early_khz=%d", about.Cmdline, tsc.KHz())
 	if b.dir, err = os.MkdirTemp("/dev/shm", "covey-bench-"); err != nil {
 		return nil, err
 	}
@@ -68,23 +69,6 @@ func (e *env) eagerRestore(ctx context.Context, mb uint32) (_ series, err error)
 		times = append(times, took)
 	}
 	return times, nil
-}
-
-// hostKHz is the host's time stamp counter's frequency, which a guest under TCG sees and cannot measure while the host is busy; 0: let it try.
-func hostKHz() int {
-	raw, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(raw)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "cpu MHz" {
-			mhz, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			if err == nil {
-				return int(mhz * 1000)
-			}
-		}
-	}
-	return 0
 }
 
 func (b *eager) state() string { return filepath.Join(b.dir, "state") }

@@ -29,6 +29,7 @@ var benches = map[string]bench{
 	"api":       {"what the gateway costs beside native gRPC, bytes beside raw TCP, memory of idle streams", benchAPI},
 	"boot":      {"cold boot: VM start to guestd answering", benchBoot},
 	"restore":   {"spawn from a template to first exec, by memory size, beside QEMU's eager restore", benchRestore},
+	"pager":     {"page faults on the real userfaultfd, beside a straight-line handler", benchPager},
 	"pause":     {"pause of a 512 MiB guest, and again right after its resume", benchPause},
 	"fork":      {"8 live clones of a running sandbox", benchFork},
 	"density":   {"50 idle clones of one template", benchDensity},

@@ -1,21 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strconv"
 
 	"github.com/coveyhq/covey/deploy/mesh"
 )
-
-func init() {
-	benches["pager"] = bench{"page faults on the real userfaultfd, beside a straight-line handler", benchPager}
-}
 
 // benchPager runs the host agent's own bench, which is in that module because the pager is internal to it. It needs no mesh.
 func benchPager(ctx context.Context, e *env) (map[string]float64, error) {
@@ -29,15 +23,14 @@ func benchPager(ctx context.Context, e *env) (map[string]float64, error) {
 	}
 	cmd := exec.CommandContext(ctx, "go", "run", "./hostagent/internal/pager/pagerbench", "-runs", strconv.Itoa(e.runs))
 	cmd.Dir = root
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = io.MultiWriter(os.Stdout, &out), os.Stderr
-	if err := cmd.Run(); err != nil {
+	cmd.Stderr = os.Stdout // its tables; its metrics are on its standard output, and printed with all others
+	out, err := cmd.Output()
+	if err != nil {
 		return nil, fmt.Errorf("pagerbench: %w", err)
 	}
-	lines := bytes.Split(bytes.TrimSpace(out.Bytes()), []byte("\n"))
 	var metrics map[string]float64
-	if err := json.Unmarshal(lines[len(lines)-1], &metrics); err != nil {
-		return nil, fmt.Errorf("pagerbench's last line: %w", err)
+	if err := json.Unmarshal(out, &metrics); err != nil {
+		return nil, fmt.Errorf("pagerbench's metrics: %w", err)
 	}
 	return metrics, nil
 }

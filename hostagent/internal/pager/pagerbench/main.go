@@ -1,5 +1,5 @@
 // Pagerbench measures the pager on the real userfaultfd, beside a handler that does nothing but what has to be done; covey-bench runs it.
-// Tables come first, the metrics as one JSON object in the last line.
+// Tables go to standard error, the metrics as one JSON object to standard output.
 package main
 
 import (
@@ -103,7 +103,7 @@ func (b *bench) measure(ctx context.Context, runs int) error {
 			return err
 		}
 		b.prefetch, b.memcpy = append(b.prefetch, prefetch), append(b.memcpy, b.runMemcpy())
-		fmt.Printf("  run %2d of %d: floor %.0f faults/s, pager %.0f\n", i+1, runs, b.apart.floor[i], b.apart.pager[i])
+		fmt.Fprintf(os.Stderr, "  run %2d of %d: floor %.0f faults/s, pager %.0f\n", i+1, runs, b.apart.floor[i], b.apart.pager[i])
 	}
 	return nil
 }
@@ -220,7 +220,7 @@ func (b *bench) runMemcpy() float64 {
 
 func (b *bench) report() {
 	row := func(name string, values []float64, unit string) {
-		fmt.Printf("  %-52s median %9.0f %-8s min %9.0f  max %9.0f  n=%d\n", name, median(values), unit, slices.Min(values), slices.Max(values), len(values))
+		fmt.Fprintf(os.Stderr, "  %-52s median %9.0f %-8s min %9.0f  max %9.0f  n=%d\n", name, median(values), unit, slices.Min(values), slices.Max(values), len(values))
 	}
 	row("floor: read, UFFDIO_COPY, single pages", b.apart.floor, "faults/s")
 	row("floor: read, write to the file, UFFDIO_WAKE", b.floorFile, "faults/s")
@@ -231,7 +231,7 @@ func (b *bench) report() {
 	row("pager, on the toucher's CPU", b.together.pager, "faults/s")
 	row("prefetch", mega(b.prefetch), "MB/s")
 	row("memcpy", mega(b.memcpy), "MB/s")
-	fmt.Printf("  latency of a touch, floor: p50 %.1f us, p99 %.1f us; pager: p50 %.1f us, p99 %.1f us\n",
+	fmt.Fprintf(os.Stderr, "  latency of a touch, floor: p50 %.1f us, p99 %.1f us; pager: p50 %.1f us, p99 %.1f us\n",
 		quantile(b.floorLatency, 0.5), quantile(b.floorLatency, 0.99), quantile(b.latency, 0.5), quantile(b.latency, 0.99))
 	line, _ := json.Marshal(map[string]float64{
 		"pager_faults_per_s": median(b.apart.pager), "pager_floor_faults_per_s": median(b.apart.floor),

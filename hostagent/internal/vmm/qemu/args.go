@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/coveyhq/covey/guest/tsc"
+
 	"github.com/coveyhq/covey/hostagent/preload"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
@@ -91,7 +93,7 @@ func disk(cfg *vmm.Config, fds descriptors) []string {
 func (d *Driver) cmdline(cfg *vmm.Config) string {
 	own := "console=ttyS0 reboot=t panic=-1 "
 	if d.conf.Accel == vmm.TCG {
-		own += fmt.Sprintf("no_timer_check tsc=reliable tsc_early_khz=%d ", tscKHz())
+		own += fmt.Sprintf("no_timer_check tsc=reliable tsc_early_khz=%d ", tsc.KHz())
 	}
 	return strings.TrimSpace(own + cfg.Cmdline)
 }

@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/coveyhq/covey/guest/tsc"
+
 	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/launch"
@@ -76,7 +78,7 @@ func New(conf Config) (*Driver, error) {
 		}
 	}
 	if conf.Accel == vmm.TCG {
-		tscKHz() // not within the first boot
+		tsc.KHz() // not within the first boot
 	}
 	d.caps = vmm.Capabilities{
 		Driver: Name, Version: version, Accel: conf.Accel, Machine: d.cpus.boot(nil).Machine, Machines: d.cpus.machines(), CPUFeatures: d.cpus.has,

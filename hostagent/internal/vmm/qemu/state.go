@@ -7,6 +7,8 @@ import (
 	"math"
 	"os"
 
+	"github.com/coveyhq/covey/guest/tsc"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
@@ -43,7 +45,7 @@ func (d *Driver) meta(cfg *vmm.Config, cpu vmm.CPU) stateMeta {
 		Disk: cfg.DiskSocket != "" || cfg.DiskPath != "", Network: cfg.TapName != "",
 	}
 	if d.conf.Accel == vmm.TCG {
-		m.TSCKHz = tscKHz()
+		m.TSCKHz = tsc.KHz()
 	}
 	return m
 }
@@ -112,7 +114,7 @@ func (p *processors) saved(m stateMeta) vmm.CPU {
 func (d *Driver) warnOfDrift(cfg *vmm.Config, meta stateMeta) {
 	if drift := meta.drift(d.meta(cfg, meta.CPU)); math.Abs(drift) > tolerableDrift {
 		d.conf.Log.Warn("the guest's clock will not run right: the host's time stamp counter has another frequency", "sandbox", cfg.ID,
-			"state_khz", meta.TSCKHz, "host_khz", tscKHz(), "drift", drift)
+			"state_khz", meta.TSCKHz, "host_khz", tsc.KHz(), "drift", drift)
 	}
 }
 

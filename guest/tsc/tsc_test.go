@@ -1,4 +1,4 @@
-package qemu
+package tsc
 
 import (
 	"testing"
@@ -6,10 +6,10 @@ import (
 )
 
 func TestTheTimeStampCountersFrequencyIsMeasured(t *testing.T) {
-	khz := tscKHz()
-	from, at := tscNow()
+	khz := KHz()
+	from, at := now()
 	<-time.After(100 * time.Millisecond)
-	to, end := tscNow()
+	to, end := now()
 	again := float64(to-from) / float64(end.Sub(at).Nanoseconds()) * 1e6
 	if ratio := float64(khz) / again; ratio < 0.999 || ratio > 1.001 {
 		t.Errorf("%d kHz, and %.0f kHz when measured again", khz, again)
