@@ -115,6 +115,12 @@ func TestClonesDifferInEntropyAndIdentityAndAResumedSandboxIsTheSame(t *testing.
 	if after := sh(t, ctx, source, "cat /etc/machine-id; hostname"); after != before {
 		t.Errorf("it was %q, resumed it is %q", before, after)
 	}
+	// Its disk does not have its names.
+	pause(t, ctx, source)
+	resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: source, RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_DISK_ONLY})
+	if after := sh(t, ctx, source, "cat /etc/machine-id; hostname"); after != before {
+		t.Errorf("it was %q, booted from its disk it is %q", before, after)
+	}
 }
 
 func TestTheClockIsRightAfterAPause(t *testing.T) {

@@ -2,7 +2,7 @@ package machine
 
 import (
 	"context"
-	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -281,12 +281,16 @@ func (m *Machine) identity(src source, restoreID string) Identity {
 		id.RestoreID = newID("rst_")
 	}
 	if !id.Same {
-		var b [16]byte
-		rand.Read(b[:])
-		id.Hostname = strings.ToLower(strings.ReplaceAll(m.spec.ID, "_", "-"))
-		id.MachineID = hex.EncodeToString(b[:])
+		id.Hostname, id.MachineID = names(m.spec.ID)
 	}
 	return id
+}
+
+// names are what a sandbox's guest is called and its machine-id. They follow from the sandbox's id, so that it stays the same where it is booted
+// from its saved disk, which does not have them, on whatever host; and a clone is another, as its id is.
+func names(sandboxID string) (hostname, machineID string) {
+	sum := sha256.Sum256([]byte("covey machine-id 1\n" + sandboxID))
+	return strings.ToLower(strings.ReplaceAll(sandboxID, "_", "-")), hex.EncodeToString(sum[:16])
 }
 
 func removeIfThere(path string) error {
