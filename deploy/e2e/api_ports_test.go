@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -20,7 +18,6 @@ import (
 
 	"github.com/coder/websocket"
 
-	"github.com/coveyhq/covey/deploy/meshtest"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 )
 
@@ -132,14 +129,7 @@ func TestAProgramInASandboxIsReachedThroughItsPort(t *testing.T) {
 // forwarded uses `covey port` and `covey forward`, the real program.
 func forwarded(t *testing.T, ctx context.Context, id string) {
 	t.Helper()
-	tools, err := meshtest.Prepared()
-	if err != nil {
-		t.Fatal(err)
-	}
-	covey := filepath.Join(tools.Bin, "covey")
-	env := []string{"COVEY_URL=" + s.m.URL, "COVEY_API_KEY=" + s.key, "HOME=" + t.TempDir()}
-	cmd := exec.CommandContext(ctx, covey, "port", "--path", id, "8000")
-	cmd.Env = env
+	cmd := covey(t, ctx, s.key, "port", "--path", id, "8000")
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)
@@ -149,8 +139,7 @@ func forwarded(t *testing.T, ctx context.Context, id string) {
 	} else {
 		res.Body.Close()
 	}
-	cmd = exec.CommandContext(ctx, covey, "forward", id, "0:8000")
-	cmd.Env = env
+	cmd = covey(t, ctx, s.key, "forward", id, "0:8000")
 	stderr, err := cmd.StderrPipe()
 	if err == nil {
 		err = cmd.Start()

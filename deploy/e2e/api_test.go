@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"fmt"
 	"io"
 	"mime/multipart"
 	"net/http"
@@ -84,65 +83,6 @@ func (c caller) make(body string) (id, path string) {
 	id = c.ok("POST", "/v1/sandboxes", body)["id"].(string)
 	remove(c.t, id)
 	return id, "/v1/sandboxes/" + id
-}
-
-func TestEveryRouteOfTheTableWorksOverREST(t *testing.T) {
-	c := api(t)
-	id, sb := c.make(`{"template":"tiny","metadata":{"team":"rest"},"timeout_sec":600}`)
-	is := func(got, want any) {
-		t.Helper()
-		if fmt.Sprint(got) != fmt.Sprint(want) {
-			t.Errorf("got %v, want %v", got, want)
-		}
-	}
-	is(c.ok("GET", sb, "")["state"], "STATE_RUNNING")
-	is(c.ok("GET", "/v1/sandboxes?label=team=rest&states=STATE_RUNNING", "")["sandboxes"].([]any)[0].(map[string]any)["id"], id)
-	is(c.ok("POST", sb+"/exec", `{"cmd":"sh","args":["-c","cat; exit 3"],"stdin":"aGk="}`)["exit_code"], 3)
-	is(c.ok("POST", sb+"/ping", "{}")["id"], id)
-	c.ok("GET", sb+"/receipt", "")
-	c.ok("GET", sb+"/metrics", "")
-	c.ok("GET", sb+"/processes", "")
-	if status, log := c.call("GET", sb+"/logs?tail_bytes=1000", ""); status != 200 {
-		t.Errorf("logs: %d %s", status, log)
-	}
-
-	c.ok("POST", sb+"/files/mkdir", `{"path":"/tmp/d"}`)
-	if status, answer := c.call("POST", sb+"/files/stream/write?path=/tmp/d/a&mode=0600", "abc", "Content-Type", ""); status != 200 {
-		t.Errorf("stream/write: %d %s", status, answer)
-	}
-	is(c.ok("GET", sb+"/files/stat?path=/tmp/d/a", "")["size_bytes"], 3)
-	c.ok("POST", sb+"/files/move", `{"source":"/tmp/d/a","destination":"/tmp/d/b"}`)
-	is(len(c.ok("GET", sb+"/files/list?path=/tmp/d", "")["files"].([]any)), 1)
-	for _, path := range []string{"/files/read", "/files/stream/read"} {
-		if status, got := c.call("POST", sb+path, `{"path":"/tmp/d/b","offset":1}`); status != 200 || got != "bc" {
-			t.Errorf("%s: %d %q", path, status, got)
-		}
-	}
-	c.ok("POST", sb+"/files/remove", `{"path":"/tmp/d","recursive":true}`)
-
-	is(c.ok("POST", sb+"/pause", "{}")["state"], "STATE_PAUSED")
-	is(c.ok("POST", sb+"/resume", "{}")["state"], "STATE_RUNNING")
-	for _, copied := range c.ok("POST", sb+"/fork", `{"count":1}`)["sandboxes"].([]any) {
-		remove(t, copied.(map[string]any)["id"].(string))
-	}
-	snap := c.ok("POST", "/v1/snapshots", `{"sandbox_id":"`+id+`","name":"rest-table"}`)["id"].(string)
-	is(c.ok("GET", "/v1/snapshots/rest-table", "")["id"], snap)
-	c.ok("GET", "/v1/snapshots", "")
-	c.ok("GET", "/v1/snapshots/"+snap+"/why", "")
-	c.ok("GET", "/v1/snapshots/"+snap+"/can-restore", "")
-	c.ok("DELETE", "/v1/snapshots/"+snap, "")
-
-	is(len(c.ok("GET", "/v1/hosts", "")["hosts"].([]any)), 2)
-	c.ok("POST", "/v1/hosts:explain", `{"place":{"resources":{"vcpus":1,"memory_mb":256}}}`)
-	for _, path := range []string{"/v1/keys", "/v1/usage", "/v1/quota", "/v1/audit", "/openapi.json", "/healthz", "/readyz"} {
-		c.ok("GET", path, "")
-	}
-	for _, path := range []string{"/openapi.yaml", "/docs/", "/metrics"} {
-		if status, _ := c.call("GET", path, "", "Authorization", ""); status != 200 {
-			t.Errorf("%s: %d", path, status)
-		}
-	}
-	is(c.ok("DELETE", sb, "")["state"], "STATE_STOPPED")
 }
 
 func TestWrongRequestsAreAnsweredInOneShape(t *testing.T) {
