@@ -32,11 +32,14 @@ func (v victim) host() string {
 	return ""
 }
 
-// failing is how long a service is away, or a host, which is not lost by then.
-const failing = 2500 * time.Millisecond
+// takesUploads tells whether nothing can become durable without the victim.
+func (v victim) takesUploads() bool { return v.site == mesh.RegistrySite || v.site == mesh.ObjectsSite }
 
-// kill ends the victim; a host with all that runs there, until it counts as lost. It is there again when kill returns.
-func (v victim) kill(t *testing.T, ctx context.Context) {
+// failing is how long a service is away, or a host, which is not lost by then.
+const failing = 2 * time.Second
+
+// kill ends the victim; a host with all that runs there, until it counts as lost. It is there again when kill returns; meanwhile is called before.
+func (v victim) kill(t *testing.T, ctx context.Context, meanwhile func()) {
 	t.Helper()
 	if v.host() == "" {
 		if err := s.Mesh.Kill(ctx, v.process); err != nil {
@@ -51,16 +54,18 @@ func (v victim) kill(t *testing.T, ctx context.Context) {
 		s.Cleanup(t, func(ctx context.Context) { s.Back(t, ctx, v.process) })
 		hostIs(t, ctx, v.host(), schedulerv1.HostState_HOST_STATE_LOST)
 	}
+	meanwhile()
 	s.Back(t, ctx, v.process)
 }
 
-// cutOff cuts the victim off from everybody for a while.
-func (v victim) cutOff(t *testing.T, ctx context.Context) {
+// cutOff cuts the victim off from everybody for a while, at the end of which meanwhile is called.
+func (v victim) cutOff(t *testing.T, ctx context.Context, meanwhile func()) {
 	t.Helper()
 	if err := s.Mesh.CutOff(v.site); err != nil {
 		t.Fatal(err)
 	}
 	pass(ctx, failing)
+	meanwhile()
 	if err := s.Mesh.Mend(ctx, v.site); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +83,7 @@ func TestWhateverDiesOrIsCutOffEverySandboxIsRunningPausedOrLostWithTheReasonAnd
 	for _, v := range victims {
 		for _, f := range []struct {
 			name string
-			do   func(victim, *testing.T, context.Context)
+			do   func(v victim, t *testing.T, ctx context.Context, meanwhile func())
 			lost bool // What runs on a host is lost with it.
 		}{{"dies", victim.kill, true}, {"is cut off", victim.cutOff, false}} {
 			t.Run(v.name+" "+f.name, func(t *testing.T) {
@@ -87,7 +92,11 @@ func TestWhateverDiesOrIsCutOffEverySandboxIsRunningPausedOrLostWithTheReasonAnd
 				a := prepare(t, ctx, strings.NewReplacer(" ", "-").Replace(strings.ToLower(v.name+f.name)))
 				prepared := time.Now()
 				a.begin(t, ctx)
-				f.do(v, t, ctx)
+				f.do(v, t, ctx, func() {
+					if v.takesUploads() && s.Get(t, ctx, a.uploaded.ID).GetDurable() {
+						t.Error("it is called durable while its bytes have nowhere to go")
+					}
+				})
 				lost := ""
 				if f.lost {
 					lost = v.host()
@@ -118,7 +127,7 @@ func (a *act) check(t *testing.T, ctx context.Context, lost string) {
 	})
 	t.Run("during a spawn from a template", func(t *testing.T) {
 		t.Parallel()
-		well(t, ctx, a.spawned, lost == target)
+		well(t, ctx, a.spawned, lost == target || a.spawnErr != nil) // Whoever asked for it knows.
 	})
 	t.Run("during a drain", func(t *testing.T) {
 		t.Parallel()

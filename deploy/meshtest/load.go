@@ -48,14 +48,14 @@ func (l *Load) Remember(t *testing.T, ctx context.Context) {
 // counts waits until the counter has counted on.
 func (l Load) counts(t *testing.T, ctx context.Context) {
 	t.Helper()
-	n := l.s.Sh(t, ctx, l.ID, "cat /run/n")
-	Eventually(t, 20*time.Second, "the counter of "+l.ID+" counts on", func() bool { return l.s.Sh(t, ctx, l.ID, "cat /run/n") != n })
+	n := l.s.Look(t, ctx, l.ID, "cat /run/n")
+	Eventually(t, 20*time.Second, "the counter of "+l.ID+" counts on", func() bool { return l.s.Look(t, ctx, l.ID, "cat /run/n") != n })
 }
 
 // Check finds the load again: memory, disk and the counter's process.
 func (l Load) Check(t *testing.T, ctx context.Context) {
 	t.Helper()
-	memory, disk, _ := strings.Cut(l.s.Sh(t, ctx, l.ID, "echo 3 >/proc/sys/vm/drop_caches; sha256sum </run/blob; sha256sum </blob"), "\n")
+	memory, disk, _ := strings.Cut(l.s.Look(t, ctx, l.ID, "echo 3 >/proc/sys/vm/drop_caches; sha256sum </run/blob; sha256sum </blob"), "\n")
 	if memory != l.memory {
 		t.Errorf("%s: its memory is not what it was", l.ID)
 	}

@@ -50,7 +50,24 @@ func (s *Suite) Remove(t *testing.T, id string) {
 // Sh runs a shell command as root and returns its output.
 func (s *Suite) Sh(t *testing.T, ctx context.Context, id, script string) string {
 	t.Helper()
-	res, err := s.Processes.Exec(ctx, &guestv1.ExecRequest{SandboxId: id, Cmd: "/bin/sh", Args: []string{"-c", script}, User: "root"})
+	res, err := s.exec(ctx, id, script)
+	return output(t, id, script, res, err)
+}
+
+// Look runs a shell command that changes nothing, so that it may be run again: a call may have gone to a host that the sandbox is on no more, and that
+// does not answer.
+func (s *Suite) Look(t *testing.T, ctx context.Context, id, script string) string {
+	t.Helper()
+	res, err := Patiently(ctx, func(ctx context.Context) (*guestv1.ExecResponse, error) { return s.exec(ctx, id, script) })
+	return output(t, id, script, res, err)
+}
+
+func (s *Suite) exec(ctx context.Context, id, script string) (*guestv1.ExecResponse, error) {
+	return s.Processes.Exec(ctx, &guestv1.ExecRequest{SandboxId: id, Cmd: "/bin/sh", Args: []string{"-c", script}, User: "root"})
+}
+
+func output(t *testing.T, id, script string, res *guestv1.ExecResponse, err error) string {
+	t.Helper()
 	if err != nil {
 		t.Fatalf("exec %q in %s: %v", script, id, err)
 	}
@@ -60,10 +77,12 @@ func (s *Suite) Sh(t *testing.T, ctx context.Context, id, script string) string 
 	return strings.TrimSpace(res.GetStdout())
 }
 
-// Get is the sandbox as it is now.
+// Get is the sandbox as it is now, or as soon as it can be asked for.
 func (s *Suite) Get(t *testing.T, ctx context.Context, id string) *sandboxv1.Sandbox {
 	t.Helper()
-	res, err := s.Sandboxes.GetSandbox(ctx, &sandboxv1.GetSandboxRequest{SandboxId: id})
+	res, err := Patiently(ctx, func(ctx context.Context) (*sandboxv1.GetSandboxResponse, error) {
+		return s.Sandboxes.GetSandbox(ctx, &sandboxv1.GetSandboxRequest{SandboxId: id})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

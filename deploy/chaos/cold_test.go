@@ -58,7 +58,7 @@ func receivedBy(t *testing.T, site string) uint64 {
 func TestOverASlowLinkASandboxStartsLongBeforeItsMemoryAndDiskHaveArrived(t *testing.T) {
 	ctx := s.Start(t, 2*time.Minute)
 	const speed = 4 << 20
-	l, size := golden(t, ctx, "chaos-slow", 24)
+	l, size := golden(t, ctx, "chaos-slow", 16)
 	if err := s.Mesh.Slow(target, speed); err != nil {
 		t.Fatal(err)
 	}
