@@ -73,6 +73,7 @@ func TestEveryErrorHasOneShapeAndTheRightStatus(t *testing.T) {
 		"unknown field":     {"POST", "/v1/sandboxes", `{"memory":1}`, json, 400, "INVALID_FIELD", "memory", "memory"},
 		"trailing":          {"POST", "/v1/sandboxes", `{} {}`, json, 400, "INVALID_JSON", "", ""},
 		"query":             {"GET", "/v1/sandboxes?page_size=x", "", nil, 400, "INVALID_FIELD", "", "page_size"},
+		"query of a list":   {"GET", "/v1/sandboxes?states=RUNING", "", nil, 400, "INVALID_FIELD", "RUNING", "states"},
 		"illegal value":     {"POST", "/v1/sandboxes", `{"vcpus":1000}`, json, 400, "INVALID_FIELD", "1 to 8", "vcpus"},
 		"no template":       {"POST", "/v1/sandboxes", `{"template":"none"}`, json, 404, "TEMPLATE_NOT_FOUND", "", ""},
 		"no room":           {"POST", "/v1/sandboxes", `{"template":"full"}`, json, 429, "NO_CAPACITY", "free", ""},

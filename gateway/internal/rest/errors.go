@@ -192,7 +192,7 @@ var fieldIn = []*regexp.Regexp{
 	regexp.MustCompile(`unknown field "([^"]+)"`),
 	regexp.MustCompile(`invalid value for \w+ field (\w+)`),
 	regexp.MustCompile(`duplicate field "([^"]+)"`),
-	regexp.MustCompile(`parsing field "([^"]+)"`),
+	regexp.MustCompile(`parsing (?:field|list) "([^"]+)"`),
 	regexp.MustCompile(`parameter: (\w+)`),
 }
 

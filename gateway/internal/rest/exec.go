@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -37,9 +38,13 @@ const (
 	maxStdin = 1 << 20
 	// firstWait is how long a client may take for its first message.
 	firstWait = 30 * time.Second
-	// pingEvery and pongWait keep a connection alive, and end one that is dead.
+	// pingEvery and pongWait keep a connection alive, and end one that is dead. Where output was sent since the last answer, which a slow client
+	// has to take before it sees the next ping, stallWait is waited for one.
 	pingEvery = 20 * time.Second
 	pongWait  = 30 * time.Second
+	stallWait = 5 * time.Minute
+	// closeWait is how long a client that does not read may keep the socket of a call that has ended.
+	closeWait = 5 * time.Second
 	// drainWait is how long sockets may go on when the gateway ends.
 	drainWait = 3 * time.Second
 	// closeBase plus an HTTP status is the close code after an error.
@@ -75,9 +80,10 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request, params map[s
 	ws.SetReadLimit(maxMessage)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
-	e := &execSocket{s: s, ws: ws, ctx: ctx, sandbox: params["sandbox_id"], binary: ws.Subprotocol() == protocolBinary}
+	e := &execSocket{s: s, ws: ws, ctx: ctx, live: defaultLiveness, sandbox: params["sandbox_id"], binary: ws.Subprotocol() == protocolBinary}
 	e.callCtx, e.endCall = context.WithCancelCause(ctx)
 	defer e.endCall(nil)
+	context.AfterFunc(e.callCtx, func() { time.AfterFunc(closeWait, cancel) })
 	defer context.AfterFunc(r.Context(), func() {
 		if revoked := access.Ended(r.Context()); revoked != nil {
 			e.endCall(revoked) // The socket is still there to say so.
@@ -92,6 +98,7 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request, params map[s
 	var others sync.WaitGroup
 	others.Go(e.input)
 	others.Go(e.ping)
+	others.Go(func() { s.endWithGateway(ctx, func() { e.endCall(errEnding) }) })
 	e.close(e.output()) // With input still reading: it sees the client's answer to the closing.
 	cancel()
 	others.Wait()
@@ -137,7 +144,14 @@ type execSocket struct {
 	binary  bool
 	call    guestv1.ProcessService_ExecStreamClient
 	exited  bool
+	live    liveness
+	sent    atomic.Int64 // messages of output
 }
+
+// liveness are the times of pings.
+type liveness struct{ every, pong, stall time.Duration }
+
+var defaultLiveness = liveness{pingEvery, pongWait, stallWait}
 
 // begin reads the client's first message and makes the call with it.
 func (e *execSocket) begin() error {
@@ -217,31 +231,29 @@ func (e *execSocket) read(ctx context.Context) (*guestv1.ExecStreamRequest, erro
 	return m, nil
 }
 
-// ping keeps the connection alive, and ends the call of one that no longer answers, or when the gateway ends.
+// ping keeps the connection alive, and ends the call of one that no longer answers.
 func (e *execSocket) ping() {
-	tick := time.NewTicker(pingEvery)
+	tick := time.NewTicker(e.live.every)
 	defer tick.Stop()
-	draining := e.s.Draining
-	var ending <-chan time.Time
+	var seen int64 // what was sent before the last pong
 	for {
 		select {
 		case <-e.ctx.Done():
 			return
-		case <-draining:
-			draining, ending = nil, time.After(drainWait)
-			continue
-		case <-ending:
-			e.endCall(errEnding)
-			return
 		case <-tick.C:
 		}
-		ctx, stop := context.WithTimeout(e.ctx, pongWait)
+		sent, wait := e.sent.Load(), e.live.pong
+		if sent > seen {
+			wait = e.live.stall
+		}
+		ctx, stop := context.WithTimeout(e.ctx, wait)
 		err := e.ws.Ping(ctx)
 		stop()
 		if err != nil {
 			e.endCall(fmt.Errorf("%w: no pong: %w", errGone, err))
 			return
 		}
+		seen = sent
 	}
 }
 
@@ -266,6 +278,7 @@ func (e *execSocket) output() error {
 }
 
 func (e *execSocket) write(m *guestv1.ExecStreamResponse) error {
+	e.sent.Add(1)
 	if out := m.GetOutput(); out != nil && e.binary {
 		b := make([]byte, 0, 9+len(out.GetData()))
 		b = append(b, byte(out.GetStream()))
