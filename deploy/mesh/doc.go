@@ -13,5 +13,7 @@
 // systemd units (not every machine that runs tests has systemd as its init), and a shell script (its failures say
 // nothing, and the tests could not use it).
 //
-// Everything listens on loopback. Ports are chosen free, but for the gateway's, which a person types.
+// Everything listens on loopback; ports are chosen free, but for the gateway's, which a person types. With Options.Backbone everything is at a site of its
+// own instead, a network namespace with one link to a switch in another: so that sites can be cut off (CutOff, Part), slowed (Slow) and measured
+// (Traffic), and hosts killed with all that runs there (KillHost). No link leads out of these namespaces; Mesh.Dial goes in.
 package mesh
