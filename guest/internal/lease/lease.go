@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,10 +25,19 @@ const (
 	Command = "covey-lease"
 )
 
+const (
+	// maxHeld bounds leases: one holds the timer as well as a thousand, and each takes a descriptor of guestd.
+	maxHeld = 256
+	// acceptAgain is how long to wait for descriptors.
+	acceptAgain = 100 * time.Millisecond
+)
+
 // Keeper counts leases.
 type Keeper struct {
 	listener net.Listener
 	serving  sync.WaitGroup
+	closed   chan struct{} // closed by the first Close
+	once     sync.Once
 
 	mu   sync.Mutex
 	held map[net.Conn]bool // guarded by mu
@@ -49,7 +59,7 @@ func Listen(socket string) (*Keeper, error) {
 		l.Close()
 		return nil, err
 	}
-	k := &Keeper{listener: l, held: map[net.Conn]bool{}}
+	k := &Keeper{listener: l, closed: make(chan struct{}), held: map[net.Conn]bool{}}
 	k.serving.Go(k.serve)
 	return k, nil
 }
@@ -57,12 +67,28 @@ func Listen(socket string) (*Keeper, error) {
 func (k *Keeper) serve() {
 	for {
 		c, err := k.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
 		if err != nil {
-			return // Close, or no descriptors: then nothing can be leased
+			// No descriptors for now. Who is connecting waits, and has its lease as soon as there are some again.
+			select {
+			case <-time.After(acceptAgain):
+				continue
+			case <-k.closed:
+				return
+			}
 		}
 		k.mu.Lock()
-		k.held[c] = true
+		full := len(k.held) >= maxHeld
+		if !full {
+			k.held[c] = true
+		}
 		k.mu.Unlock()
+		if full {
+			c.Close()
+			continue
+		}
 		k.serving.Go(func() {
 			// The holder has nothing to say: what is read is its end.
 			buf := make([]byte, 64)
@@ -89,6 +115,7 @@ func (k *Keeper) Held() int {
 // Close ends all leases.
 func (k *Keeper) Close() error {
 	err := k.listener.Close()
+	k.once.Do(func() { close(k.closed) })
 	k.mu.Lock()
 	for c := range k.held {
 		c.Close()

@@ -132,3 +132,58 @@ func TestWithoutGuestdThereIsNoLease(t *testing.T) {
 		t.Errorf("%d, %v", code, err)
 	}
 }
+
+func TestLeasesAreBounded(t *testing.T) {
+	k, socket := listen(t)
+	var all []net.Conn
+	for range maxHeld + 20 {
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	last := all[len(all)-1]
+	if _, err := last.Read(make([]byte, 1)); err == nil || k.Held() != maxHeld {
+		t.Errorf("the last one reads %v, %d are held", err, k.Held())
+	}
+	for _, c := range all {
+		c.Close()
+	}
+	awaitHeld(t, k, 0)
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	awaitHeld(t, k, 1)
+}
+
+func TestALeaseTakenWhileThereAreNoDescriptorsCountsOnceThereAre(t *testing.T) {
+	k, socket := listen(t)
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	next, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := before
+	limit.Cur = uint64(next.Fd()) + 1 // One descriptor, which the client gets.
+	next.Close()
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("unix", socket)
+	<-time.After(3 * acceptAgain)
+	held := k.Held()
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || held != 0 {
+		t.Fatalf("%v, %d are held without a descriptor", err, held)
+	}
+	defer c.Close()
+	awaitHeld(t, k, 1)
+}
