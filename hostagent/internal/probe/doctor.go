@@ -47,7 +47,7 @@ type DoctorConfig struct {
 
 // Doctor looks at everything that a host agent needs. The verdict on KVM is a new one, and kept.
 func Doctor(ctx context.Context, conf DoctorConfig) []Check {
-	list := []Check{root(), linux(), faults(), tun(), networkNamespace(), cgroups(), compiler()}
+	list := []Check{root(), linux(), faults(), tun(), networkNamespace(), firewall(), cgroups(), compiler()}
 	if conf.MemoryDir != "" {
 		list = append(list, memoryDir(conf.MemoryDir))
 	}
