@@ -52,6 +52,9 @@ func (d *Daemon) complete(ctx context.Context, fullMethod string, st *status.Sta
 	}
 	message := st.Message()
 	switch {
+	case st.Code() == codes.Internal && strings.HasPrefix(message, "grpc: ") && strings.Contains(message, "unmarshal"):
+		// gRPC's own words, here or in the guest, for what the caller sent.
+		return apierr.E(codes.InvalidArgument, "INVALID_MESSAGE", "a message is not one of "+fullMethod)
 	case st.Code() == codes.OK || (st.Code() == codes.Unknown || st.Code() == codes.Internal) && !d.relayed(fullMethod):
 		return d.internal(ctx, fullMethod, err)
 	case st.Code() == codes.Unavailable:

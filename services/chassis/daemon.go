@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -37,6 +38,7 @@ type Daemon struct {
 	health   *health.Server
 
 	web      *http.Server    // WithHTTP's; nil without
+	mixed    http.Handler    // gRPC calls that came to web; set once by Run
 	metrics  *http.Server    // nil without metrics_listen
 	own      map[string]bool // names of the services that are served here and not relayed; set once by Run
 	draining chan struct{}
@@ -81,7 +83,7 @@ func New(cfg Config, opts ...Option) (_ *Daemon, err error) {
 	d.tellHealth()
 	healthpb.RegisterHealthServer(d.server, d.health)
 	if d.opts.http != nil {
-		d.web = &http.Server{Handler: d.opts.http, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug)}
+		d.web = d.newWeb()
 	}
 	return d, nil
 }
@@ -104,6 +106,8 @@ func (d *Daemon) logger() (*slog.Logger, error) {
 	}
 	return l, nil
 }
+
+func (d *Daemon) debugLog() *log.Logger { return slog.NewLogLogger(d.log.Handler(), slog.LevelDebug) }
 
 // Server is the gRPC server, to register services on before Run.
 func (d *Daemon) Server() *grpc.Server { return d.server }
@@ -216,7 +220,7 @@ func (d *Daemon) registration() (consul.Registration, error) {
 	}
 	r := consul.Registration{
 		ID: d.cfg.Service + "-" + addr, Name: d.cfg.Service, Host: host, Port: n, Meta: map[string]string{},
-		CheckInterval: d.cfg.Consul.CheckInterval, DeregisterAfter: d.cfg.Consul.DeregisterAfter, Passing: d.ready, TLS: d.servesTLS(),
+		CheckInterval: d.cfg.Consul.CheckInterval, DeregisterAfter: d.cfg.Consul.DeregisterAfter, Passing: d.ready, TLS: d.servesTLS() || d.opts.tls != nil,
 	}
 	if d.opts.hostID != "" {
 		r.ID, r.Meta["host_id"] = d.cfg.Service+"-"+d.opts.hostID, d.opts.hostID

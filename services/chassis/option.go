@@ -2,6 +2,7 @@ package chassis
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"net/http"
@@ -21,6 +22,7 @@ type options struct {
 	relay     *relay.Relay
 	public    bool
 	http      http.Handler
+	tls       *tls.Config
 	callers   []string
 	endless   map[string]bool
 	server    []grpc.ServerOption
@@ -43,8 +45,16 @@ func WithRelay(r *relay.Relay) Option { return func(o *options) { o.relay = r } 
 // WithPublic is for a daemon at the mesh's edge: the tenant in a call's metadata is not believed, and clients need no identity of the mesh.
 func WithPublic() Option { return func(o *options) { o.public = true } }
 
-// WithHTTP serves HTTP/1.1 on the gRPC port: a connection that opens with HTTP/2's preface is gRPC's, any other is h's.
+// WithHTTP serves HTTP/1.1 and HTTP/2 on the gRPC port: a connection whose first request is gRPC's is gRPC's, any other is h's, but for gRPC calls on it.
 func WithHTTP(h http.Handler) Option { return func(o *options) { o.http = h } }
+
+// WithTLS has the port of WithHTTP speak TLS and nothing else, with the certificates that get gives. It is for the mesh's edge; between daemons TLS is
+// as the configuration says.
+func WithTLS(get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) Option {
+	return func(o *options) {
+		o.tls = &tls.Config{GetCertificate: get, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	}
+}
 
 // WithAllowedCallers lets only these services call, by their identities under mutual TLS. Default: every service of the mesh.
 func WithAllowedCallers(services ...string) Option {

@@ -65,10 +65,11 @@ func (r *run) begin() {
 	}
 	grpcLn := r.listener
 	if r.web != nil {
-		s := split(r.listener)
-		grpcLn = s.http2
+		s := split(r.listener, r.opts.tls)
+		grpcLn = s.grpc
+		r.mixed = mixed(s.grpc)
 		r.serving.Go(s.run)
-		r.serveHTTP(r.web, s.http1)
+		r.serveHTTP(r.web, s.web)
 	}
 	r.serving.Go(func() {
 		if err := r.server.Serve(grpcLn); err != nil && !errors.Is(err, grpc.ErrServerStopped) {

@@ -2,6 +2,7 @@ package chassis
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -16,19 +17,24 @@ const (
 	prefaceTime = 10 * time.Second
 )
 
-// splitter gives the connections of one listener to two: those that open with HTTP/2's preface, and others.
+// splitter gives the connections of one listener to two: those whose first request is gRPC's, and others. Under TLS that is told inside it.
+//
+// Chosen: a connection belongs to the server that its first request is for. gRPC's clients make no others, so their connections stay with grpc.Server's own
+// transport; where a proxy mixes both on one connection that HTTP came first on, gRPC's are passed on in the process (mixed.go). Rejected:
+// grpc.Server as an http.Handler for all, which is slower, lacks half of its options and cannot drain.
 type splitter struct {
 	net.Listener
-	http1, http2 *branch
-	deciding     sync.WaitGroup
+	tls       *tls.Config // nil without TLS
+	web, grpc *branch
+	deciding  sync.WaitGroup
 
 	mu      sync.Mutex // guards pending
 	pending map[net.Conn]struct{}
 }
 
-func split(l net.Listener) *splitter {
-	s := &splitter{Listener: l, pending: map[net.Conn]struct{}{}}
-	s.http1, s.http2 = newBranch(l), newBranch(l)
+func split(l net.Listener, conf *tls.Config) *splitter {
+	s := &splitter{Listener: l, tls: conf, pending: map[net.Conn]struct{}{}}
+	s.web, s.grpc = newBranch(l), newBranch(l)
 	return s
 }
 
@@ -52,8 +58,8 @@ func (s *splitter) run() {
 		_ = c.Close()
 	}
 	s.mu.Unlock()
-	s.http1.end()
-	s.http2.end()
+	s.web.end()
+	s.grpc.end()
 	s.deciding.Wait()
 }
 
@@ -64,30 +70,60 @@ func (s *splitter) decide(c net.Conn) {
 		delete(s.pending, c)
 		s.mu.Unlock()
 	}()
-	if c.SetReadDeadline(time.Now().Add(prefaceTime)) != nil {
+	if c.SetDeadline(time.Now().Add(prefaceTime)) != nil {
 		_ = c.Close()
 		return
 	}
+	own, to, err := s.tell(c)
+	if err != nil || c.SetDeadline(time.Time{}) != nil {
+		_ = c.Close()
+		return
+	}
+	to.give(own)
+}
+
+// tell finds out whose a connection is and returns it with all of it still to be read.
+func (s *splitter) tell(c net.Conn) (net.Conn, *branch, error) {
+	if s.tls != nil {
+		under := tls.Server(c, s.tls)
+		if err := under.Handshake(); err != nil { // The deadline bounds it.
+			return nil, nil, err
+		}
+		c = under
+	}
 	var head []byte
-	to := s.http2
 	for len(head) < len(preface) {
 		buf := make([]byte, len(preface)-len(head))
 		n, err := c.Read(buf)
 		head = append(head, buf[:n]...)
 		if !bytes.HasPrefix([]byte(preface), head) {
-			to = s.http1
-			break
+			return secure(c, &headedConn{Conn: c, head: bytes.NewReader(head)}), s.web, nil
 		}
 		if err != nil {
-			_ = c.Close()
-			return
+			return nil, nil, err
 		}
 	}
-	if c.SetReadDeadline(time.Time{}) != nil {
-		_ = c.Close()
-		return
+	own, isGRPC, err := sniff(c)
+	if err != nil {
+		return nil, nil, err
 	}
-	to.give(&headedConn{Conn: c, head: bytes.NewReader(head)})
+	if isGRPC {
+		return own, s.grpc, nil
+	}
+	return secure(c, own), s.web, nil
+}
+
+// securedConn is a connection under TLS, of which HTTP's server would not know.
+type securedConn struct {
+	net.Conn
+	state tls.ConnectionState
+}
+
+func secure(under, c net.Conn) net.Conn {
+	if t, ok := under.(*tls.Conn); ok {
+		return &securedConn{c, t.ConnectionState()}
+	}
+	return c
 }
 
 // headedConn is a connection some of which has been read already.

@@ -204,7 +204,7 @@ func exemplify(op, e object) {
 	for _, p := range asList(op["parameters"]) {
 		p := p.(object)
 		name, _ := p["name"].(string)
-		if v, ok := dig(e, "parameters", name).(any); ok {
+		if v := dig(e, "parameters", name); v != nil {
 			p["example"] = v
 		}
 	}

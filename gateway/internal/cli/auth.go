@@ -18,6 +18,8 @@ import (
 type login struct {
 	URL string `json:"url"`
 	Key string `json:"api_key"`
+	// CAFile has the authorities of its certificate; an absolute path, or empty for the machine's.
+	CAFile string `json:"ca_file,omitempty"`
 }
 
 // loginFile is where a login is kept, readable by its owner alone.
@@ -78,11 +80,16 @@ func (a *app) authCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			l := login{URL: a.url, Key: strings.TrimSpace(string(b))}
+			l := login{URL: a.url, Key: strings.TrimSpace(string(b)), CAFile: a.caFile}
+			if l.CAFile != "" {
+				if l.CAFile, err = filepath.Abs(l.CAFile); err != nil {
+					return err
+				}
+			}
 			if l.Key == "" {
 				return usageError{errors.New("no API key on standard input: `covey auth login < FILE`")}
 			}
-			if a.c, err = dial(l.URL, l.Key); err != nil {
+			if a.c, err = dial(l.URL, l.Key, l.CAFile); err != nil {
 				return err
 			}
 			tenant, err := a.whoami(cmd)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -27,7 +28,11 @@ func TestCommands(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			mesh := meshtest.Start(t)
-			env.Setenv("COVEY_URL", serveFor(t, mesh))
+			env.Setenv("COVEY_URL", serveFor(t, mesh, gateway.TLSConfig{}))
+			cert := gateway.TLSConfig{CertFile: filepath.Join(env.WorkDir, "ca.pem"), KeyFile: filepath.Join(env.WorkDir, "key.pem")}
+			meshtest.Certify(t, cert.CertFile, cert.KeyFile, 1)
+			env.Setenv("TLS_URL", strings.Replace(serveFor(t, mesh, cert), "http:", "https:", 1))
+			env.Setenv("CA_FILE", cert.CertFile)
 			env.Setenv("COVEY_API_KEY", meshtest.AdminKey)
 			env.Setenv("READ_KEY", meshtest.ReadKey)
 			env.Setenv("SB", mesh.Add())
@@ -38,9 +43,9 @@ func TestCommands(t *testing.T) {
 }
 
 // serveFor runs a gateway until the test's end.
-func serveFor(t *testing.T, mesh *meshtest.Mesh) string {
+func serveFor(t *testing.T, mesh *meshtest.Mesh, cert gateway.TLSConfig) string {
 	t.Helper()
-	g, err := gateway.New(gateway.Config{Chassis: chassis.Config{Service: "covey-gateway", Peers: map[string][]string{
+	g, err := gateway.New(gateway.Config{TLS: cert, Chassis: chassis.Config{Service: "covey-gateway", Peers: map[string][]string{
 		"covey-sandbox": {mesh.Addr}, "covey-scheduler": {mesh.Addr}, "covey-snapshot": {mesh.Addr},
 	}}}, chassis.WithLogOutput(io.Discard))
 	if err != nil {

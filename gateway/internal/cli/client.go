@@ -3,9 +3,11 @@ package cli
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -38,8 +40,38 @@ type client struct {
 	files      guestv1.FileServiceClient
 }
 
+// trust are the authorities that a gateway's certificate may be from: the machine's, and those in a PEM file.
+func trust(caFile string) (*x509.CertPool, error) {
+	if caFile == "" {
+		return nil, nil // The machine's.
+	}
+	b, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("--ca-file: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("--ca-file: %s has no certificate in PEM", caFile)
+	}
+	return pool, nil
+}
+
+// web is a client of the gateway's REST.
+func (a *app) web() (*http.Client, error) {
+	roots, err := trust(a.caFile)
+	if err != nil {
+		return nil, err
+	}
+	tr := http.DefaultTransport.(*http.Transport).Clone()
+	tr.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+	return &http.Client{Transport: tr}, nil
+}
+
 // dial connects to the gateway at rawURL (http or https) with an API key sent with every call.
-func dial(rawURL, key string) (*client, error) {
+func dial(rawURL, key, caFile string) (*client, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Host == "" {
 		return nil, fmt.Errorf("--url: must be like http://127.0.0.1:7070, got %q", rawURL)
@@ -53,7 +85,11 @@ func dial(rawURL, key string) (*client, error) {
 			host += ":80"
 		}
 	case "https":
-		creds = credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12})
+		roots, err := trust(caFile)
+		if err != nil {
+			return nil, err
+		}
+		creds = credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots})
 		if u.Port() == "" {
 			host += ":443"
 		}

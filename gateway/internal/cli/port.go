@@ -72,7 +72,11 @@ func (a *app) portToken(ctx context.Context, p ports.Port, ttl int) (made portUR
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+key)
-	res, err := http.DefaultClient.Do(req)
+	web, err := a.web()
+	if err != nil {
+		return made, nil, err
+	}
+	res, err := web.Do(req)
 	if err != nil {
 		return made, nil, status.Error(codes.Unavailable, err.Error())
 	}

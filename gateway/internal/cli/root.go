@@ -18,7 +18,8 @@ import (
 // app is what all commands share.
 type app struct {
 	url, key, output string
-	json             bool // set by --json
+	caFile           string // of authorities of the gateway's certificate, PEM
+	json             bool   // set by --json
 	in               io.Reader
 	out, err         io.Writer
 	c                *client
@@ -92,6 +93,7 @@ func (a *app) root() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.url, "url", url, "the gateway (COVEY_URL)")
 	flags.StringVar(&a.key, "api-key", "", "API key (COVEY_API_KEY; default: that of covey auth login, or the local mesh's)")
+	flags.StringVar(&a.caFile, "ca-file", os.Getenv("COVEY_CA_FILE"), "authorities of an https gateway's certificate, PEM (COVEY_CA_FILE; default: the machine's)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output: table or json, the API's own answers and errors")
 	flags.BoolVar(&a.json, "json", false, "short for -o json")
 	root.SetFlagErrorFunc(wrongFlag)
@@ -172,11 +174,14 @@ func (a *app) connect(cmd *cobra.Command) error {
 	if cmd.Annotations["offline"] != "" || cmd.Name() == "help" || cmd.Name() == "completion" || cmd.Parent() != nil && cmd.Parent().Name() == "completion" {
 		return nil
 	}
+	if l := keptLogin(); a.caFile == "" && l.URL == a.url {
+		a.caFile = l.CAFile
+	}
 	key, err := findKey(a.url, a.key)
 	if err != nil {
 		return err
 	}
-	a.c, err = dial(a.url, key)
+	a.c, err = dial(a.url, key, a.caFile)
 	return err
 }
 

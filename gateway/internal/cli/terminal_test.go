@@ -12,13 +12,14 @@ import (
 
 	"github.com/creack/pty"
 
+	"github.com/coveyhq/covey/gateway/internal/gateway"
 	"github.com/coveyhq/covey/gateway/internal/meshtest"
 )
 
 // TestATerminalHasTheSizeOfTheOneHereAndFollowsIt types into a shell in a sandbox, through a terminal here that changes its size.
 func TestATerminalHasTheSizeOfTheOneHereAndFollowsIt(t *testing.T) {
 	mesh := meshtest.Start(t)
-	url := serveFor(t, mesh)
+	url := serveFor(t, mesh, gateway.TLSConfig{})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "covey", "shell", mesh.Add())

@@ -13,6 +13,8 @@ import (
 type Config struct {
 	// Chassis is what all daemons have. Its listen is the one port for REST, WebSocket and native gRPC.
 	Chassis chassis.Config `yaml:"chassis"`
+	// TLS is for clients; default none. Between daemons it is chassis.tls.
+	TLS TLSConfig `yaml:"tls"`
 	// Ports is how programs in sandboxes are reached.
 	Ports PortsConfig `yaml:"ports"`
 	// OpenMetrics serves /metrics on the public port to all. By default it is for keys of scope admin there; chassis.metrics_listen serves it without keys,
@@ -81,6 +83,9 @@ func (c *Config) Validate() error {
 	}
 	if err := c.Ports.validate(); err != nil {
 		return fmt.Errorf("ports: %w", err)
+	}
+	if err := c.TLS.validate(); err != nil {
+		return fmt.Errorf("tls: %w", err)
 	}
 	if err := c.Rates.Key.Validate(); err != nil {
 		return fmt.Errorf("rates: key: %w", err)

@@ -1,11 +1,12 @@
 // Package gateway is gatewayd: it joins keys, data plane, REST and native gRPC on one port of one chassis.
 //
-// An HTTP/2 connection is gRPC's from its first byte, any other one is HTTP's (chassis.WithHTTP): neither goes through the other's server. Rejected:
-// grpc.Server as an http.Handler, which is slower and lacks half of its options.
+// A connection whose first request is gRPC's is the gRPC server's, any other one HTTP's, /1.1 or /2, with TLS or without (chassis.WithHTTP): neither goes
+// through the other's server. Rejected: grpc.Server as an http.Handler, which is slower and lacks half of its options.
 package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -65,6 +66,13 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 		chassis.WithAuth(func(ctx context.Context, method string) (context.Context, error) { return g.keys.Auth(ctx, method) }),
 		chassis.WithHTTP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.web.ServeHTTP(w, r) })),
 	}, opts...)
+	if err := c.TLS.validate(); err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	var cert *certificate
+	if c.TLS.CertFile != "" {
+		opts = append(opts, chassis.WithTLS(func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return cert.get(h) }))
+	}
 	if g.Daemon, err = chassis.New(c.Chassis, opts...); err != nil {
 		return nil, err
 	}
@@ -73,6 +81,11 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 			err = errors.Join(err, g.Daemon.Close())
 		}
 	}()
+	if c.TLS.CertFile != "" {
+		if cert, err = newCertificate(c.TLS, g.Daemon.Log()); err != nil {
+			return nil, err
+		}
+	}
 	if err := g.dial(); err != nil {
 		return nil, err
 	}

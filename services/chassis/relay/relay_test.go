@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,7 +86,6 @@ type mesh struct {
 	refreshed atomic.Int32
 	released  atomic.Int32
 	frames    atomic.Int32
-	mu        sync.Mutex
 	at        string // where the sandbox is believed to be
 }
 
