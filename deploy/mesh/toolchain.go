@@ -81,7 +81,7 @@ func FindRoot(dir string) (string, error) {
 // package manager. forTests adds what only tests use.
 func Prepare(ctx context.Context, root string, p *Progress, forTests bool) (*Toolchain, error) {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("Covey's host agent needs root (namespaces, TAP devices, cgroups): run this as root, for example with sudo")
+		return nil, errors.New("the host agent needs root (namespaces, TAP devices, cgroups): run this as root, for example with sudo")
 	}
 	if runtime.GOARCH != "amd64" {
 		return nil, fmt.Errorf("this machine is %s; Covey runs on amd64", runtime.GOARCH)
@@ -110,7 +110,7 @@ func Prepare(ctx context.Context, root string, p *Progress, forTests bool) (*Too
 			return nil, err
 		}
 	}
-	return t, nil
+	return t, t.prune(p)
 }
 
 func installPackages(ctx context.Context, tell func(string), want []struct{ name, file string }) (string, error) {
