@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,37 +75,69 @@ func flipEverywhere(b []byte) []byte {
 	return b
 }
 
-func TestADamagedSnapshotIsRefusedByNameAndStaysUntilItIsRepaired(t *testing.T) {
+// ruin damages a part of a snapshot, named as the registry names it, on its host and in the registry: nothing can heal it until it is repaired.
+func ruin(t *testing.T, host, key string, change func([]byte) []byte) (repair func()) {
+	t.Helper()
+	repairs := []func(){damage(t, filepath.Join(store(host), key), change)}
+	err := filepath.WalkDir(filepath.Join(s.m.Dir, "objects"), func(path string, d fs.DirEntry, err error) error {
+		// Another object that goes meanwhile is none of those looked for.
+		if err == nil && !d.IsDir() && strings.Contains(path, key) {
+			repairs = append(repairs, damage(t, path, flipAll))
+		}
+		return nil
+	})
+	if err != nil || len(repairs) == 1 {
+		t.Fatalf("the registry does not have %s: %v", key, err)
+	}
+	return func() {
+		for _, r := range repairs {
+			r()
+		}
+	}
+}
+
+// flipAll leaves nothing whole.
+func flipAll(b []byte) []byte {
+	for i := range b {
+		b[i] ^= 0x10
+	}
+	return b
+}
+
+const (
+	fillShm = "head -c 1000000 /dev/urandom > /dev/shm/f; head -c 1000000 /dev/urandom > /root/f; sync; cat /dev/shm/f /root/f | sha256sum > /dev/shm/sum"
+	isWhole = "cat /dev/shm/f /root/f | sha256sum | diff - /dev/shm/sum && echo whole"
+)
+
+func TestASnapshotThatIsDamagedEverywhereIsRefusedByNameAndStaysUntilItIsRepaired(t *testing.T) {
 	ctx := start(t)
 	id := create(t, ctx, small()).GetId()
-	sh(t, ctx, id, "head -c 1000000 /dev/urandom > /dev/shm/f; head -c 1000000 /dev/urandom > /root/f; sync; cat /dev/shm/f /root/f | sha256sum > /dev/shm/sum")
+	sh(t, ctx, id, fillShm)
 	paused := pause(t, ctx, id)
+	durable(t, ctx, id)
+	host := paused.GetHostId()
 	// No memory of it may be left in the page cache: what is damaged must be read.
-	restart(t, ctx, paused.GetHostId())
-	dir := filepath.Join(store(paused.GetHostId()), "snapshots", paused.GetSnapshotId())
+	restart(t, ctx, host)
+	files := "snapshots/" + paused.GetSnapshotId() + "/"
 	memory, disk := ownBuild(t, ctx, paused.GetSnapshotId(), "memory"), ownBuild(t, ctx, paused.GetSnapshotId(), "disk")
-	builds := filepath.Join(store(paused.GetHostId()), "builds")
-	// Pinned to its host: another would fetch the snapshot from the registry.
-	here := &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: paused.GetHostId(), RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_MEMORY_REQUIRED}
+	here := &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host, RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_MEMORY_REQUIRED}
 	for _, c := range []struct {
-		what, path, named string
-		change            func([]byte) []byte
+		what, key, named string
+		change           func([]byte) []byte
 	}{
-		{"state flipped", filepath.Join(dir, "state"), "state", flip},
-		{"state truncated", filepath.Join(dir, "state"), "state", truncate},
-		{"state too long", filepath.Join(dir, "state"), "state", extend},
-		{"memory header flipped", filepath.Join(dir, "memory.hdr"), "memory.hdr", flip},
-		{"memory header truncated", filepath.Join(dir, "memory.hdr"), "memory.hdr", truncate},
-		{"disk header flipped", filepath.Join(dir, "disk.hdr"), "disk.hdr", flip},
-		{"disk header too long", filepath.Join(dir, "disk.hdr"), "disk.hdr", extend},
-		{"manifest flipped", filepath.Join(dir, "manifest.json"), "manifest.json", flip},
-		{"memory build truncated", filepath.Join(builds, memory), memory, truncate},
-		{"memory build flipped", filepath.Join(builds, memory), memory, flipEverywhere},
-		{"disk build truncated", filepath.Join(builds, disk), disk, truncate},
+		{"state flipped", files + "state", "state", flip},
+		{"state truncated", files + "state", "state", truncate},
+		{"state too long", files + "state", "state", extend},
+		{"memory header flipped", files + "memory.hdr", "memory.hdr", flip},
+		{"memory header truncated", files + "memory.hdr", "memory.hdr", truncate},
+		{"disk header flipped", files + "disk.hdr", "disk.hdr", flip},
+		{"disk header too long", files + "disk.hdr", "disk.hdr", extend},
+		{"memory build truncated", "builds/" + memory, memory, truncate},
+		{"memory build flipped", "builds/" + memory, memory, flipEverywhere},
+		{"disk build truncated", "builds/" + disk, disk, truncate},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			repair := damage(t, c.path, c.change)
-			defer repair()
+			defer ruin(t, host, c.key, c.change)()
 			_, err := s.sandboxes.ResumeSandbox(ctx, here)
 			wantError(t, err, codes.DataLoss, c.named)
 			if sb := get(t, ctx, id); sb.GetState() != sandboxv1.State_STATE_PAUSED || sb.GetSnapshotId() != paused.GetSnapshotId() {
@@ -116,25 +149,48 @@ func TestADamagedSnapshotIsRefusedByNameAndStaysUntilItIsRepaired(t *testing.T) 
 		})
 	}
 	resume(t, ctx, here)
-	if got := sh(t, ctx, id, "cat /dev/shm/f /root/f | sha256sum | diff - /dev/shm/sum && echo whole"); got != "whole" {
+	if got := sh(t, ctx, id, isWhole); got != "whole" {
 		t.Errorf("after the repair it answers %q", got)
 	}
 }
 
-func TestASnapshotThatIsDamagedOnItsHostIsResumedOnAnotherFromTheRegistry(t *testing.T) {
+func TestADurableSnapshotThatIsDamagedOnItsHostHealsThere(t *testing.T) {
 	ctx := start(t)
 	id := create(t, ctx, small()).GetId()
-	sh(t, ctx, id, "echo kept > /dev/shm/f")
-	paused := pause(t, ctx, id)
-	eventually(t, 20*time.Second, "snapshot is durable", func() bool { return get(t, ctx, id).GetDurable() })
-	dir := filepath.Join(store(paused.GetHostId()), "snapshots", paused.GetSnapshotId())
-	damage(t, filepath.Join(dir, "state"), flip)
-	damage(t, filepath.Join(dir, "memory.hdr"), truncate)
-	if sb := again(t, ctx, id); sb.GetHostId() == paused.GetHostId() {
-		t.Errorf("it was resumed by the damaged copy: %v", sb)
-	}
-	if got := sh(t, ctx, id, "cat /dev/shm/f"); got != "kept" {
-		t.Errorf("it answers %q", got)
+	sh(t, ctx, id, fillShm)
+	host := get(t, ctx, id).GetHostId()
+	for _, round := range []map[string]func([]byte) []byte{
+		{"state": flip, "memory.hdr": truncate, "disk.hdr": extend, "manifest.json": flip},
+		{"memory": flipEverywhere, "disk": truncate},
+		{"memory": truncate, "disk": extend},
+	} {
+		snapshot := pause(t, ctx, id).GetSnapshotId()
+		durable(t, ctx, id)
+		restart(t, ctx, host)
+		before := map[string][]byte{}
+		for part, change := range round {
+			path := filepath.Join(store(host), "snapshots", snapshot, part)
+			if part == "memory" || part == "disk" {
+				path = filepath.Join(store(host), "builds", ownBuild(t, ctx, snapshot, part))
+			}
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			damage(t, path, change)
+			if part != "memory" && part != "disk" && part != "manifest.json" { // Builds heal frame by frame, as they are read.
+				before[path] = raw
+			}
+		}
+		resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host, RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_MEMORY_REQUIRED})
+		if got := sh(t, ctx, id, isWhole); got != "whole" {
+			t.Errorf("healed it answers %q", got)
+		}
+		for path, raw := range before {
+			if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, raw) {
+				t.Errorf("%s is not what it was: %v", path, err)
+			}
+		}
 	}
 }
 
@@ -144,14 +200,15 @@ func TestMemoryThatCannotBeReadEndsInABootOrInAFailureThatSaysWhy(t *testing.T) 
 	id, host := sb.GetId(), sb.GetHostId()
 	here := &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host}
 	sh(t, ctx, id, "echo disk > /root/f; head -c 6000000 /dev/urandom > /dev/shm/f")
-	build := ownBuild(t, ctx, pause(t, ctx, id).GetSnapshotId(), "memory")
-	path := filepath.Join(store(host), "builds", build)
+	first := pause(t, ctx, id).GetSnapshotId()
+	durable(t, ctx, id)
+	build := ownBuild(t, ctx, first, "memory")
 	// A life in which nobody needs the file, so that it is not of what the next one begins with.
 	resume(t, ctx, here)
 	pause(t, ctx, id)
 	restart(t, ctx, host)
 	resume(t, ctx, here)
-	repair := damage(t, path, flipEverywhere)
+	repair := ruin(t, host, "builds/"+build, flipEverywhere)
 	if _, err := s.processes.Exec(ctx, &guestv1.ExecRequest{SandboxId: id, Cmd: "md5sum", Args: []string{"/dev/shm/f"}}); err == nil {
 		t.Error("a file in damaged memory can be read")
 	}
@@ -164,10 +221,12 @@ func TestMemoryThatCannotBeReadEndsInABootOrInAFailureThatSaysWhy(t *testing.T) 
 	sb = create(t, ctx, &sandboxv1.CreateSandboxRequest{MemoryMb: 128, HostLabels: map[string]string{"host": host}})
 	id = sb.GetId()
 	sh(t, ctx, id, "echo disk > /root/f; echo memory > /dev/shm/f")
-	build = ownBuild(t, ctx, pause(t, ctx, id).GetSnapshotId(), "memory")
+	first = pause(t, ctx, id).GetSnapshotId()
+	durable(t, ctx, id)
+	build = ownBuild(t, ctx, first, "memory")
 	restart(t, ctx, host)
 	// The build may be the image's template's, of which the registry has not heard: others need it.
-	defer damage(t, filepath.Join(store(host), "builds", build), flipEverywhere)()
+	defer ruin(t, host, "builds/"+build, flipEverywhere)()
 	resume(t, ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: host, RestorePolicy: sandboxv1.RestorePolicy_RESTORE_POLICY_PREFER_MEMORY})
 	if r := receipt(t, ctx, id); r.GetKind() != sandboxv1.StartKind_START_KIND_DISK_BOOT || !strings.Contains(r.GetFallbackReason(), build) {
 		t.Errorf("the receipt says %s because %q", r.GetKind(), r.GetFallbackReason())

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -173,12 +172,12 @@ func TestTheRestorePolicySaysWhatBecomesOfMemoryThatCannotBeRestored(t *testing.
 	id := create(t, ctx, small()).GetId()
 	sh(t, ctx, id, "echo disk > /root/f; echo memory > /dev/shm/f")
 	paused := pause(t, ctx, id)
-	dir := filepath.Join(store(paused.GetHostId()), "snapshots", paused.GetSnapshotId())
+	durable(t, ctx, id)
 	policy := func(p sandboxv1.RestorePolicy) *sandboxv1.ResumeSandboxRequest {
 		return &sandboxv1.ResumeSandboxRequest{SandboxId: id, HostId: paused.GetHostId(), RestorePolicy: p}
 	}
 	for _, name := range []string{"state", "memory.hdr"} {
-		repair := damage(t, filepath.Join(dir, name), flip)
+		repair := ruin(t, paused.GetHostId(), "snapshots/"+paused.GetSnapshotId()+"/"+name, flip)
 		_, err := s.sandboxes.ResumeSandbox(ctx, policy(sandboxv1.RestorePolicy_RESTORE_POLICY_MEMORY_REQUIRED))
 		wantError(t, err, codes.DataLoss, name)
 		_, err = s.sandboxes.ResumeSandbox(ctx, policy(sandboxv1.RestorePolicy_RESTORE_POLICY_UNSPECIFIED))
@@ -193,9 +192,9 @@ func TestTheRestorePolicySaysWhatBecomesOfMemoryThatCannotBeRestored(t *testing.
 		{sandboxv1.RestorePolicy_RESTORE_POLICY_PREFER_MEMORY, ""},
 		{sandboxv1.RestorePolicy_RESTORE_POLICY_DISK_ONLY, "state"},
 	} {
-		dir := filepath.Join(store(paused.GetHostId()), "snapshots", paused.GetSnapshotId())
 		if c.damaged != "" {
-			damage(t, filepath.Join(dir, c.damaged), flip)
+			durable(t, ctx, id)
+			ruin(t, paused.GetHostId(), "snapshots/"+paused.GetSnapshotId()+"/"+c.damaged, flip)
 		}
 		resume(t, ctx, policy(c.policy))
 		r := receipt(t, ctx, id)
