@@ -97,13 +97,29 @@ func (p *pick) scan(list []int32, rnd *rand.Rand) {
 func (p *pick) look(row int32) {
 	p.looked++
 	v := p.v
-	if v.state[row] != Ready || !p.r.Resources.Fits(&v.left[row]) || p.excluded(row) {
+	if v.state[row] != Ready || !p.r.Resources.Fits(&v.left[row]) || p.excluded(row) || p.crowded(row) {
 		return
 	}
 	p.fitted++
 	if s := p.rate(row).total(); p.best < 0 || s > p.score {
 		p.best, p.score = row, s
 	}
+}
+
+// crowded tells whether a host has a sandbox that the one to be placed must be apart from.
+func (p *pick) crowded(row int32) bool {
+	if !p.r.Apart {
+		return false
+	}
+	if p.group != nil && p.group.rows[row] > 0 {
+		return true
+	}
+	for _, id := range p.r.ApartFrom {
+		if p.v.hosts[row].ID == id {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *pick) excluded(row int32) bool {

@@ -50,6 +50,9 @@ func randomRequest(rnd *rand.Rand, n int) *Request {
 	}
 	if rnd.IntN(4) == 0 {
 		r.SpreadKey = fmt.Sprint("key", rnd.IntN(3))
+		if r.Apart = rnd.IntN(2) == 0; r.Apart && rnd.IntN(2) == 0 {
+			r.ApartFrom = []string{fmt.Sprintf("host-%05d", rnd.IntN(n))}
+		}
 	}
 	return r
 }
@@ -95,6 +98,9 @@ func TestAHostIsChosenExactlyIfOneFits(t *testing.T) {
 			i := slices.IndexFunc(e.Verdicts, func(v Verdict) bool { return v.HostID == id })
 			if v := e.Verdicts[i]; !v.Fits || v.Score != d.Score {
 				t.Fatalf("%d hosts, step %d: chose %s with %v, whose verdict is %+v", n, step, id, d.Score, v)
+			}
+			if r.Apart && (slices.Contains(r.ApartFrom, id) || slices.ContainsFunc(reserved, func(h held) bool { return h.host == id && h.r.SpreadKey == r.SpreadKey })) {
+				t.Fatalf("%d hosts, step %d: %s has one that it must be apart from", n, step, id)
 			}
 			if n <= ScanAll && d.Score != e.Verdicts[0].Score {
 				t.Fatalf("%d hosts, step %d: chose %s with %v, the best has %v", n, step, id, d.Score, e.Verdicts[0].Score)

@@ -4,7 +4,7 @@
 // return what they found. A host fits a request if it passes every filter; a score orders those that fit.
 //
 //   - Filters: the host is ready (not lost, cordoned or draining), is the one asked for and none that refused, has the labels, the driver, the machine model and the
-//     CPU features that the snapshot needs, and has room in every resource.
+//     CPU features that the snapshot needs, has no sandbox that this one must be apart from (anti-affinity), and has room in every resource.
 //   - Scores: the snapshot's data is there already; how loaded the host would be in its scarcest resource; whether CPU and memory would be used up evenly,
 //     so that neither is left over without the other; and above all, for requests with a spread key, how few of the same key are there and in its zone.
 //

@@ -126,6 +126,7 @@ var filters = []filter{
 	{"without the CPU features", (*pick).lacksFeatures, (*pick).sayFeatures, true},
 	standing(Lost), standing(Cordoned), standing(Draining),
 	{"among those that have refused", (*pick).excluded, (*pick).sayExcluded, false},
+	{"with one that it must be apart from", (*pick).crowded, (*pick).sayCrowded, false},
 	{"too full", (*pick).full, (*pick).sayFull, false},
 }
 
@@ -185,6 +186,10 @@ func (p *pick) sayFeatures(row int32) string {
 }
 
 func (p *pick) sayExcluded(int32) string { return "has refused it already" }
+
+func (p *pick) sayCrowded(int32) string {
+	return "has a sandbox that it must be apart from (anti-affinity)"
+}
 
 func (p *pick) full(row int32) bool { return !p.r.Resources.Fits(&p.v.left[row]) }
 

@@ -145,6 +145,8 @@ func parseRequest(t *testing.T, d *datadriven.TestData) *Request {
 			r.Exclude = a.Vals
 		case a.Key == "spread":
 			r.SpreadKey = v
+		case a.Key == "apart":
+			r.Apart, r.ApartFrom = true, a.Vals
 		default:
 			t.Fatalf("%s: unknown argument %s", d.Pos, a.Key)
 		}

@@ -90,6 +90,8 @@ type Request struct {
 	HostID      string            // only this host, if not empty
 	Exclude     []string          // hosts that have refused
 	SpreadKey   string            // sandboxes with the same are spread; may be empty
+	Apart       bool              // only hosts that have none of the same spread key
+	ApartFrom   []string          // hosts that are known to have one, beside those that the fleet counts
 }
 
 // drives tells whether a host has a driver.

@@ -19,7 +19,7 @@ func (e *NoHostError) Error() string { return e.message }
 
 // Refuse explains that no host fits.
 func Refuse(v *View, r *Request) *NoHostError {
-	p := pick{v: v, r: r}
+	p := pick{v: v, r: r, group: v.spread[r.SpreadKey]}
 	counts := make([]int, len(filters))
 	e := &NoHostError{Asked: r.Resources, Hopeless: true}
 	suitable := false

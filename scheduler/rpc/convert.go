@@ -48,10 +48,14 @@ func toRequest(field string, p *schedulerv1.PlaceRequest) (*plan.Request, error)
 		return nil, apierr.Field(field+"resources", fmt.Sprintf("must have at least 1 vCPU and 1 MiB of memory, got %s", r))
 	}
 	r.Slots = max(r.Slots, 1)
+	if p.GetAntiAffinity() && p.GetSpreadKey() == "" {
+		return nil, apierr.Field(field+"spread_key", "is required with anti_affinity")
+	}
 	return &plan.Request{
 		SandboxID: p.GetSandboxId(), Resources: r, SnapshotID: p.GetSnapshotId(), CPUFeatures: p.GetCpuFeatures(), Driver: p.GetVmm(),
 		Machine: p.GetMachine(), KernelID: p.GetKernelId(),
 		Labels: p.GetHostLabels(), HostID: p.GetHostId(), Exclude: p.GetExcludeHostIds(), SpreadKey: spreadKey(p),
+		Apart: p.GetAntiAffinity(), ApartFrom: p.GetApartFromHostIds(),
 	}, nil
 }
 

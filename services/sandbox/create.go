@@ -154,22 +154,37 @@ func (s *Service) startSomewhere(ctx context.Context, sb Sandbox, place PlaceReq
 // placeOnce asks for a host and writes it into the row.
 func (s *Service) placeOnce(ctx context.Context, sb Sandbox, place PlaceRequest, policy RestorePolicy) (Sandbox, error) {
 	place.Exclude = sb.Work.Refused
-	p, err := s.placeFor(ctx, place, policy)
-	if err != nil {
-		return sb, err
+	for try := 0; ; try++ {
+		if err := s.keepApart(ctx, sb, &place); err != nil {
+			return sb, err
+		}
+		p, err := s.placeFor(ctx, place, policy)
+		if err != nil {
+			return sb, err
+		}
+		placed, err := s.notePlaced(ctx, sb, p)
+		if err == nil {
+			return placed, nil
+		}
+		s.unplace(ctx, p.ReservationID)
+		if !errors.Is(err, ErrCrowded) || try == maxConflicts {
+			return sb, err
+		}
 	}
+}
+
+// notePlaced writes a host into the row.
+func (s *Service) notePlaced(ctx context.Context, sb Sandbox, p Placement) (Sandbox, error) {
 	now := sb
 	now.HostID = p.HostID
 	now.Work.Placed, now.Work.ReservationID = true, p.ReservationID
 	if now.State == Pending {
-		err = now.become(Starting)
+		if err := now.become(Starting); err != nil {
+			return sb, err
+		}
 	}
-	var rows []Sandbox
-	if err == nil {
-		rows, err = s.apply(ctx, Change{Update: []Sandbox{now}})
-	}
+	rows, err := s.apply(ctx, Change{Apart: sb.AntiAffinity != "", Update: []Sandbox{now}})
 	if err != nil {
-		s.unplace(ctx, p.ReservationID)
 		return sb, err
 	}
 	return rows[0], nil

@@ -33,6 +33,9 @@ const (
 // ErrConflict is the store's answer to a compare-and-set that lost.
 var ErrConflict = errors.New("the sandbox was changed by another")
 
+// ErrCrowded: the host has another sandbox of the same anti-affinity.
+var ErrCrowded = errors.New("the host has another sandbox of the same anti-affinity")
+
 // field is the error of a request's field; the message says what is legal and what was there.
 func field(name, format string, args ...any) *Error { return fault.Field(name, format, args...) }
 

@@ -75,6 +75,7 @@ func (s *Service) copies(source Sandbox, r ForkRequest, work Work, ids []string)
 	}
 	proto.Kind, proto.ParentID = Fork, source.ID
 	proto.Spec.SnapshotID = proto.SourceSnapshotID
+	proto.Spec.AntiAffinity = "" // Until it is durable, copies can only be where their source is.
 	proto.Metadata = maps.Clone(source.Metadata)
 	if proto.Metadata == nil {
 		proto.Metadata = map[string]string{}

@@ -14,6 +14,9 @@ type Change struct {
 	Begin *Request
 	// Require are rows that must have their version still.
 	Require []Sandbox
+	// Apart: no updated row may share its host with another of its anti-affinity; ErrCrowded where one would. Of several at the same moment one
+	// is first.
+	Apart bool
 	// Insert are new rows; Update are rows compared on their version and set. ErrConflict where one is not as given.
 	Insert, Update []Sandbox
 	// Since is when rows, by id, came into the state they are updated to, where a host did that and not this change. What a sandbox used is
@@ -120,6 +123,8 @@ type Store interface {
 	// Request reads a request.
 	Request(ctx context.Context, tenant, requestID string) (Request, error)
 
+	// Apart reads the tenant's sandboxes of an anti-affinity that hold room on a host, or are to be started there.
+	Apart(ctx context.Context, tenant, antiAffinity string) ([]Sandbox, error)
 	// OnHost reads the sandboxes bound to a host that are not final.
 	OnHost(ctx context.Context, hostID string) ([]Sandbox, error)
 	// HostsInUse lists the hosts that have running sandboxes.
@@ -199,6 +204,9 @@ type PlaceRequest struct {
 	Exclude []string
 	// SpreadKey: sandboxes with the same are spread over hosts.
 	SpreadKey string
+	// Apart: only hosts that have none of the same SpreadKey. ApartFrom are hosts that have one, as far as is known here.
+	Apart     bool
+	ApartFrom []string
 }
 
 // Placement is room held on a host.

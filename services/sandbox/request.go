@@ -45,6 +45,7 @@ type CreateRequest struct {
 	ColdBoot                bool
 	RestorePolicy           RestorePolicy
 	HostLabels              map[string]string
+	AntiAffinity            string
 	RequestID               string
 }
 
@@ -103,6 +104,7 @@ func (r *CreateRequest) validate() error {
 		within("max_lifetime_sec", r.MaxLifetimeSec, 1, maxLifetimeSec, " s, or 0 for never"),
 		checkLabels("metadata", r.Metadata),
 		checkLabels("host_labels", r.HostLabels),
+		checkAntiAffinity(r.AntiAffinity),
 		checkEnv(r.Env),
 		r.Network.validate(),
 		checkPolicy(r.RestorePolicy),
@@ -322,7 +324,7 @@ func (r *CreateRequest) spec() Spec {
 	return Spec{
 		Template: r.Template, VCPUs: r.VCPUs, MemoryMB: r.MemoryMB, DiskMB: r.DiskMB, TimeoutSec: r.TimeoutSec,
 		MaxLifetimeSec: r.MaxLifetimeSec, Env: r.Env, Network: r.Network, AutoResume: r.AutoResume,
-		RestorePolicy: r.RestorePolicy, HostLabels: r.HostLabels,
+		RestorePolicy: r.RestorePolicy, HostLabels: r.HostLabels, AntiAffinity: r.AntiAffinity,
 	}
 }
 

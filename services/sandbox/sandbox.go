@@ -148,6 +148,8 @@ type Spec struct {
 	AutoResume     bool              `json:",omitempty"`
 	RestorePolicy  RestorePolicy     `json:",omitempty"`
 	HostLabels     map[string]string `json:",omitempty"`
+	// AntiAffinity is a name: no two sandboxes of the tenant with the same run on one host. Copies made by forks have none.
+	AntiAffinity string `json:",omitempty"`
 	// Needs are what the snapshot needs of a host.
 	Needs
 }

@@ -34,6 +34,7 @@ func (f *createFlags) add(cmd *cobra.Command) {
 	flags.StringArrayVarP(&f.metadata, "label", "l", nil, "label KEY=VALUE (repeatable)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment KEY=VALUE (repeatable)")
 	flags.StringArrayVar(&f.hostLabels, "host-label", nil, "only on a host with label KEY=VALUE (repeatable)")
+	flags.StringVar(&f.req.AntiAffinity, "anti-affinity", "", "on no host that runs one with the same NAME")
 	flags.BoolVar(&f.noNetwork, "no-network", false, "no network")
 	flags.StringArrayVar(&f.allow, "allow", nil, "IPv4 range it may reach beside the Internet (repeatable)")
 	flags.StringArrayVar(&f.deny, "deny", nil, "IPv4 range it may not reach (repeatable)")

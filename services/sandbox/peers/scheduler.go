@@ -53,6 +53,7 @@ func encodePlace(r sandbox.PlaceRequest) *schedulerv1.PlaceRequest {
 	return &schedulerv1.PlaceRequest{
 		SandboxId: r.SandboxID, TenantId: r.Tenant, SnapshotId: r.SnapshotID, CpuFeatures: r.CPUFeatures, Vmm: r.VMM, Machine: r.Machine, KernelId: r.KernelID,
 		HostLabels: r.HostLabels, HostId: r.HostID, ExcludeHostIds: r.Exclude, SpreadKey: r.SpreadKey,
+		AntiAffinity: r.Apart, ApartFromHostIds: r.ApartFrom,
 		Resources: &schedulerv1.Resources{Vcpus: r.VCPUs, MemoryMb: uint64(r.MemoryMB), DiskMb: uint64(r.DiskMB), Slots: 1},
 	}
 }

@@ -37,7 +37,7 @@ func (s *Store) applyOnce(ctx context.Context, c sandbox.Change) ([]sandbox.Sand
 	var rows []sandbox.Sandbox
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		t := step{s: s, q: s.q.WithTx(tx)}
-		for _, do := range []func(context.Context, sandbox.Change) error{t.lockQuota, t.begin, t.claim, t.require, t.insert, t.update, t.receipts, t.finish, t.chores} {
+		for _, do := range []func(context.Context, sandbox.Change) error{t.lockQuota, t.begin, t.claim, t.require, t.apart, t.insert, t.update, t.receipts, t.finish, t.chores} {
 			if err := do(ctx, c); err != nil {
 				return err
 			}
@@ -87,6 +87,26 @@ func (t *step) require(ctx context.Context, c sandbox.Change) error {
 		}
 		if err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// apart looks under a lock that all of one anti-affinity share, so that of two that are placed at once the second sees the first.
+func (t *step) apart(ctx context.Context, c sandbox.Change) error {
+	if !c.Apart {
+		return nil
+	}
+	for _, sb := range c.Update {
+		if err := t.q.LockAntiAffinity(ctx, queries.LockAntiAffinityParams{TenantID: sb.Tenant, AntiAffinity: sb.AntiAffinity}); err != nil {
+			return err
+		}
+		rows, err := t.q.ListApart(ctx, queries.ListApartParams{TenantID: sb.Tenant, AntiAffinity: sb.AntiAffinity})
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(rows, func(o queries.Sandbox) bool { return o.ID != sb.ID && o.HostID == sb.HostID }) {
+			return sandbox.ErrCrowded
 		}
 	}
 	return nil

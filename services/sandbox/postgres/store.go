@@ -198,6 +198,11 @@ func (s *Store) Receipt(ctx context.Context, tenant, id string) ([]byte, error) 
 	return b, known(err)
 }
 
+// Apart implements sandbox.Store.
+func (s *Store) Apart(ctx context.Context, tenant, antiAffinity string) ([]sandbox.Sandbox, error) {
+	return decodeAll(s.q.ListApart(ctx, queries.ListApartParams{TenantID: tenant, AntiAffinity: antiAffinity}))
+}
+
 // OnHost implements sandbox.Store.
 func (s *Store) OnHost(ctx context.Context, hostID string) ([]sandbox.Sandbox, error) {
 	return decodeAll(s.q.ListOnHost(ctx, hostID))

@@ -82,7 +82,7 @@ func fromCreate(r *sandboxv1.CreateSandboxRequest) sandbox.CreateRequest {
 		Network: sandbox.Network{
 			Disabled: r.GetNetwork().GetDisabled(), AllowCIDRs: r.GetNetwork().GetAllowCidrs(), DenyCIDRs: r.GetNetwork().GetDenyCidrs(),
 		},
-		ColdBoot: r.GetColdBoot(), RestorePolicy: fromPolicy(r.GetRestorePolicy()), HostLabels: r.GetHostLabels(), RequestID: r.GetRequestId(),
+		ColdBoot: r.GetColdBoot(), RestorePolicy: fromPolicy(r.GetRestorePolicy()), HostLabels: r.GetHostLabels(), AntiAffinity: r.GetAntiAffinity(), RequestID: r.GetRequestId(),
 	}
 }
 

@@ -308,6 +308,10 @@ func (s *fakeScheduler) place(r *schedulerv1.PlaceRequest) (*schedulerv1.PlaceRe
 		if slices.Contains(r.GetExcludeHostIds(), h.id) || r.GetHostId() != "" && r.GetHostId() != h.id || s.lost[h.id] || s.cordoned[h.id] {
 			continue
 		}
+		// It remembers nothing, as a scheduler that has just started.
+		if r.GetAntiAffinity() && slices.Contains(r.GetApartFromHostIds(), h.id) {
+			continue
+		}
 		s.reserved++
 		id := fmt.Sprintf("res_%d", s.reserved)
 		s.held[id] = h.id

@@ -56,6 +56,15 @@ LIMIT @row_limit;
 -- name: ListOnHost :many
 SELECT * FROM sandbox.sandbox WHERE host_id = @host_id AND state NOT IN ('STOPPED', 'FAILED');
 
+-- name: ListApart :many
+-- What is paused holds no room; what is being resumed is bound to where it was paused until it is placed, which does no harm.
+SELECT * FROM sandbox.sandbox
+WHERE tenant_id = @tenant_id AND host_id <> '' AND state NOT IN ('STOPPED', 'FAILED', 'PAUSED')
+  AND spec ->> 'AntiAffinity' = sqlc.arg('anti_affinity')::text;
+
+-- name: LockAntiAffinity :exec
+SELECT pg_advisory_xact_lock(hashtextextended('covey apart ' || @tenant_id::text || ' ' || sqlc.arg('anti_affinity')::text, 0));
+
 -- name: ListOfWork :many
 SELECT * FROM sandbox.sandbox WHERE work_id = @work_id ORDER BY id;
 

@@ -267,6 +267,60 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (S
 	return i, err
 }
 
+const listApart = `-- name: ListApart :many
+SELECT id, tenant_id, state, reason, spec, metadata, host_id, snapshot_id, base_snapshot_id, source_snapshot_id, durable, version, create_time, state_time, last_active_time, expire_time, work_id, work, work_error, lease_owner, lease_until FROM sandbox.sandbox
+WHERE tenant_id = $1 AND host_id <> '' AND state NOT IN ('STOPPED', 'FAILED', 'PAUSED')
+  AND spec ->> 'AntiAffinity' = $2::text
+`
+
+type ListApartParams struct {
+	TenantID     string `json:"tenant_id"`
+	AntiAffinity string `json:"anti_affinity"`
+}
+
+// What is paused holds no room; what is being resumed is bound to where it was paused until it is placed, which does no harm.
+func (q *Queries) ListApart(ctx context.Context, arg ListApartParams) ([]Sandbox, error) {
+	rows, err := q.db.Query(ctx, listApart, arg.TenantID, arg.AntiAffinity)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Sandbox
+	for rows.Next() {
+		var i Sandbox
+		if err := rows.Scan(
+			&i.ID,
+			&i.TenantID,
+			&i.State,
+			&i.Reason,
+			&i.Spec,
+			&i.Metadata,
+			&i.HostID,
+			&i.SnapshotID,
+			&i.BaseSnapshotID,
+			&i.SourceSnapshotID,
+			&i.Durable,
+			&i.Version,
+			&i.CreateTime,
+			&i.StateTime,
+			&i.LastActiveTime,
+			&i.ExpireTime,
+			&i.WorkID,
+			&i.Work,
+			&i.WorkError,
+			&i.LeaseOwner,
+			&i.LeaseUntil,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listExpired = `-- name: ListExpired :many
 SELECT id, tenant_id, state, reason, spec, metadata, host_id, snapshot_id, base_snapshot_id, source_snapshot_id, durable, version, create_time, state_time, last_active_time, expire_time, work_id, work, work_error, lease_owner, lease_until FROM sandbox.sandbox
 WHERE expire_time < now() - $1::bigint * interval '1 millisecond' AND state NOT IN ('STOPPED', 'FAILED', 'STOPPING')
@@ -549,6 +603,20 @@ func (q *Queries) ListUndurable(ctx context.Context, rowLimit int32) ([]Sandbox,
 		return nil, err
 	}
 	return items, nil
+}
+
+const lockAntiAffinity = `-- name: LockAntiAffinity :exec
+SELECT pg_advisory_xact_lock(hashtextextended('covey apart ' || $1::text || ' ' || $2::text, 0))
+`
+
+type LockAntiAffinityParams struct {
+	TenantID     string `json:"tenant_id"`
+	AntiAffinity string `json:"anti_affinity"`
+}
+
+func (q *Queries) LockAntiAffinity(ctx context.Context, arg LockAntiAffinityParams) error {
+	_, err := q.db.Exec(ctx, lockAntiAffinity, arg.TenantID, arg.AntiAffinity)
+	return err
 }
 
 const releaseLeases = `-- name: ReleaseLeases :exec

@@ -548,7 +548,9 @@ type CreateSandboxRequest struct {
 	// What to do where the template's memory cannot be restored.
 	RestorePolicy RestorePolicy `protobuf:"varint,13,opt,name=restore_policy,json=restorePolicy,proto3,enum=covey.sandbox.v1.RestorePolicy" json:"restore_policy,omitempty"`
 	// Place it on a host that has all these labels.
-	HostLabels    map[string]string `protobuf:"bytes,14,rep,name=host_labels,json=hostLabels,proto3" json:"host_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	HostLabels map[string]string `protobuf:"bytes,14,rep,name=host_labels,json=hostLabels,proto3" json:"host_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// A name, 1 to 63 characters of [a-z0-9._-]: no two of the tenant's sandboxes with the same name run on one host. Copies made by forks have none.
+	AntiAffinity  string `protobuf:"bytes,15,opt,name=anti_affinity,json=antiAffinity,proto3" json:"anti_affinity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -679,6 +681,13 @@ func (x *CreateSandboxRequest) GetHostLabels() map[string]string {
 		return x.HostLabels
 	}
 	return nil
+}
+
+func (x *CreateSandboxRequest) GetAntiAffinity() string {
+	if x != nil {
+		return x.AntiAffinity
+	}
+	return ""
 }
 
 // NetworkPolicy says what a sandbox may reach. Other sandboxes, the host and private or link-local ranges are never
@@ -3608,7 +3617,7 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\adurable\x18\x13 \x01(\bR\adurable\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcb\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf0\x06\n" +
 	"\x14CreateSandboxRequest\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x14\n" +
 	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12\x1b\n" +
@@ -3628,7 +3637,8 @@ const file_covey_sandbox_v1_sandbox_proto_rawDesc = "" +
 	"\tcold_boot\x18\f \x01(\bR\bcoldBoot\x12F\n" +
 	"\x0erestore_policy\x18\r \x01(\x0e2\x1f.covey.sandbox.v1.RestorePolicyR\rrestorePolicy\x12W\n" +
 	"\vhost_labels\x18\x0e \x03(\v26.covey.sandbox.v1.CreateSandboxRequest.HostLabelsEntryR\n" +
-	"hostLabels\x1a;\n" +
+	"hostLabels\x12#\n" +
+	"\ranti_affinity\x18\x0f \x01(\tR\fantiAffinity\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +

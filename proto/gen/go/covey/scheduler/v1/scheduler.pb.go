@@ -439,9 +439,13 @@ type PlaceRequest struct {
 	// Machine model that the snapshot's state belongs to; empty means any.
 	Machine string `protobuf:"bytes,11,opt,name=machine,proto3" json:"machine,omitempty"`
 	// Kernel that the snapshot was booted from; hosts with another one can restore its memory all the same, and are told apart in explanations.
-	KernelId      string `protobuf:"bytes,12,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	KernelId string `protobuf:"bytes,12,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
+	// Only hosts that have no sandbox of the same spread key, which is required then.
+	AntiAffinity bool `protobuf:"varint,13,opt,name=anti_affinity,json=antiAffinity,proto3" json:"anti_affinity,omitempty"`
+	// Hosts that are known to have one; the scheduler itself knows of those that it has placed.
+	ApartFromHostIds []string `protobuf:"bytes,14,rep,name=apart_from_host_ids,json=apartFromHostIds,proto3" json:"apart_from_host_ids,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PlaceRequest) Reset() {
@@ -556,6 +560,20 @@ func (x *PlaceRequest) GetKernelId() string {
 		return x.KernelId
 	}
 	return ""
+}
+
+func (x *PlaceRequest) GetAntiAffinity() bool {
+	if x != nil {
+		return x.AntiAffinity
+	}
+	return false
+}
+
+func (x *PlaceRequest) GetApartFromHostIds() []string {
+	if x != nil {
+		return x.ApartFromHostIds
+	}
+	return nil
 }
 
 // PlaceResponse names the chosen host.
@@ -1614,7 +1632,7 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\bfeatures\x18\x02 \x03(\tR\bfeatures\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x03R\n" +
-	"generation\"\x88\x04\n" +
+	"generation\"\xdc\x04\n" +
 	"\fPlaceRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12;\n" +
@@ -1632,7 +1650,9 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\ttenant_id\x18\n" +
 	" \x01(\tR\btenantId\x12\x18\n" +
 	"\amachine\x18\v \x01(\tR\amachine\x12\x1b\n" +
-	"\tkernel_id\x18\f \x01(\tR\bkernelId\x1a=\n" +
+	"\tkernel_id\x18\f \x01(\tR\bkernelId\x12#\n" +
+	"\ranti_affinity\x18\r \x01(\bR\fantiAffinity\x12-\n" +
+	"\x13apart_from_host_ids\x18\x0e \x03(\tR\x10apartFromHostIds\x1a=\n" +
 	"\x0fHostLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"i\n" +
