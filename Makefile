@@ -20,5 +20,7 @@ generate: ## generate the code and OpenAPI from proto/
 	@$(MESH) generate
 check: ## fail if generated code differs from what is checked in, or an import rule is broken
 	@$(MESH) check
+lint: ## what gofmt, go vet and staticcheck find
+	@$(MESH) lint
 bench: ## print the figures of SPECIFICATION.md; NAME=boot for one
 	@go run ./bench/cmd/covey-bench $(or $(NAME),all)

@@ -393,7 +393,7 @@ func (a *apiBench) address(service string) (string, error) {
 		return "", err
 	}
 	if len(found) == 0 {
-		return "", fmt.Errorf("Consul has no healthy %s", service)
+		return "", fmt.Errorf("no healthy %s in Consul", service)
 	}
 	return net.JoinHostPort(found[0].Service.Address, strconv.Itoa(found[0].Service.Port)), nil
 }

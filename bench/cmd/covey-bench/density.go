@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -100,7 +101,7 @@ func (e *env) agent() (hostv1.HostServiceClient, func() error, error) {
 		return nil, nil, err
 	}
 	if len(found) == 0 {
-		return nil, nil, fmt.Errorf("Consul has no healthy host agent")
+		return nil, nil, errors.New("no healthy host agent in Consul")
 	}
 	conn, err := grpc.NewClient(net.JoinHostPort(found[0].Service.Address, strconv.Itoa(found[0].Service.Port)), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

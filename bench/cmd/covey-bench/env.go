@@ -7,12 +7,13 @@ import (
 	"slices"
 	"time"
 
-	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
-	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
-	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+
+	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
+	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 
 	"github.com/coveyhq/covey/deploy/mesh"
 )
@@ -25,7 +26,6 @@ type env struct {
 	m    *mesh.Mesh
 	dir  string
 	conn *grpc.ClientConn
-	ctx  context.Context // carries the API key
 
 	sandboxes sandboxv1.SandboxServiceClient
 	processes guestv1.ProcessServiceClient

@@ -339,7 +339,7 @@ func (e *env) registry(ctx context.Context) (*grpc.ClientConn, error) {
 		return nil, err
 	}
 	if len(list) == 0 {
-		return nil, errors.New("Consul knows no healthy covey-snapshot")
+		return nil, errors.New("no healthy covey-snapshot in Consul")
 	}
 	addr := net.JoinHostPort(list[0].Service.Address, strconv.Itoa(list[0].Service.Port))
 	return grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))

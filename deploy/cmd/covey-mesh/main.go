@@ -4,6 +4,7 @@
 //	covey-mesh demo                        the main job, from nothing to nothing
 //	covey-mesh test [-run PATTERN]         every test
 //	covey-mesh generate | check            code from proto; drift and import rules
+//	covey-mesh lint                        gofmt, go vet and staticcheck
 package main
 
 import (
@@ -19,12 +20,12 @@ import (
 )
 
 var commands = map[string]func(context.Context, []string) error{
-	"up": up, "down": down, "status": status, "demo": runDemo, "test": test, "generate": generate, "check": check,
+	"up": up, "down": down, "status": status, "demo": runDemo, "test": test, "generate": generate, "check": check, "lint": lint,
 }
 
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: covey-mesh up|down|status|demo|test|generate|check [flags]")
+		fmt.Fprintln(os.Stderr, "usage: covey-mesh up|down|status|demo|test|generate|check|lint [flags]")
 		os.Exit(2)
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

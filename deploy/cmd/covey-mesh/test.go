@@ -7,8 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-
-	"github.com/coveyhq/covey/deploy/mesh"
 )
 
 // Packages that start VMs or whole meshes run one after the other: two cores emulate about one guest at full speed, and
@@ -29,12 +27,11 @@ func test(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	p.Title("Checking generated code and vetting")
+	p.Title("Checking generated code and linting")
 	if err := p.Run("generated code", func(func(string)) (string, error) { return "as the proto files give it", check(ctx, nil) }); err != nil {
 		return err
 	}
-	all := append(append([]string{"vet"}, lightPackages...), heavyPackages...)
-	if err := p.Run("go vet", func(func(string)) (string, error) { return "", goCommand(ctx, t, nil, all...) }); err != nil {
+	if err := lintSteps(ctx, p, t.Root); err != nil {
 		return err
 	}
 	env := []string{
@@ -48,17 +45,17 @@ func test(ctx context.Context, args []string) error {
 	}
 	light := append(append(common[:len(common):len(common)], "-p=2"), lightPackages...)
 	heavy := append(append(common[:len(common):len(common)], "-p=1"), heavyPackages...)
-	lightErr := goCommand(ctx, t, env, light...)
-	heavyErr := goCommand(ctx, t, env, heavy...)
+	lightErr := goCommand(ctx, t.Root, env, light...)
+	heavyErr := goCommand(ctx, t.Root, env, heavy...)
 	if lightErr != nil || heavyErr != nil {
 		return fmt.Errorf("tests failed")
 	}
 	return nil
 }
 
-func goCommand(ctx context.Context, t *mesh.Toolchain, env []string, args ...string) error {
+func goCommand(ctx context.Context, root string, env []string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = t.Root
+	cmd.Dir = root
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {

@@ -35,7 +35,6 @@ type copier struct {
 	*app
 	ctx  context.Context
 	user string
-	mode uint32
 }
 
 func (a *app) copyCmd() *cobra.Command {

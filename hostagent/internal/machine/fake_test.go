@@ -162,7 +162,7 @@ func (f fakeSlots) Acquire(ctx context.Context, _ Network) (Slot, error) {
 		return nil, err
 	}
 	f.w.take("slot", 1)
-	return fakeSlot{f.w}, nil
+	return fakeSlot(f), nil
 }
 
 func (f fakeSlots) Adopt(ctx context.Context, _ string, n Network) (Slot, error) {
@@ -184,7 +184,7 @@ func (f fakeCages) Make(ctx context.Context, _ string, _ int, _ int64) (Cage, er
 		return nil, err
 	}
 	f.w.take("cage", 1)
-	return fakeCage{f.w}, nil
+	return fakeCage(f), nil
 }
 
 func (f fakeCages) Open(ctx context.Context, id string, v int, m int64) (Cage, error) {
@@ -210,7 +210,7 @@ func (f fakeDisks) Create(ctx context.Context, _ string, _ Base, _ int64, _ stri
 		return nil, err
 	}
 	f.w.take("disk", 1)
-	return fakeDisk{f.w}, nil
+	return fakeDisk(f), nil
 }
 
 func (f fakeDisks) Reopen(ctx context.Context, id string, b Base, n int64, s string, u int) (Disk, error) {
@@ -351,7 +351,7 @@ type fakeGuests struct{ w *world }
 
 func (f fakeGuests) Dial(Slot) (Guest, error) {
 	f.w.take("guest", 1)
-	return fakeGuest{f.w}, nil
+	return fakeGuest(f), nil
 }
 
 type fakeGuest struct{ w *world }

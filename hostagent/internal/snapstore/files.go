@@ -93,8 +93,3 @@ func removeIfThere(path string) error {
 	}
 	return nil
 }
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}

@@ -10,7 +10,7 @@ import (
 func (c *Config) Check(maxVCPUs int) error {
 	var errs []error
 	bad := func(field, format string, args ...any) {
-		errs = append(errs, fmt.Errorf(field+": "+format, args...))
+		errs = append(errs, BadField(field, format, args...))
 	}
 	if c.VCPUs < 1 || c.VCPUs > maxVCPUs {
 		bad("VCPUs", "must be 1 to %d, got %d", maxVCPUs, c.VCPUs)
@@ -30,4 +30,9 @@ func (c *Config) Check(maxVCPUs int) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// BadField is the error of one field of a configuration; it says what is legal and what was there.
+func BadField(field, format string, args ...any) error {
+	return fmt.Errorf(field+": "+format, args...)
 }

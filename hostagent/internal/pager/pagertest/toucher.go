@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -166,18 +167,20 @@ func (t *touched) do(o Order) (a Answer) {
 }
 
 // sink keeps reads from being optimised away.
-var sink byte
+var sink atomic.Uint32
 
 func touch(m []byte, stride int64, latencies bool) (took []int64) {
+	var sum byte
+	defer func() { sink.Store(uint32(sum)) }()
 	if !latencies {
 		for i := int64(0); i < int64(len(m)); i += stride {
-			sink += m[i]
+			sum += m[i]
 		}
 		return nil
 	}
 	for i := int64(0); i < int64(len(m)); i += stride {
 		began := time.Now()
-		sink += m[i]
+		sum += m[i]
 		took = append(took, time.Since(began).Nanoseconds())
 	}
 	return took

@@ -92,14 +92,14 @@ func (c *Config) fill() (err error) {
 	}
 	if c.Binary == "" {
 		if c.Binary, err = exec.LookPath("firecracker"); err != nil {
-			return fmt.Errorf("Firecracker is not installed: %w", err)
+			return fmt.Errorf("no Firecracker is installed: %w", err)
 		}
 	}
 	if c.Binary, err = filepath.Abs(c.Binary); err != nil {
 		return err
 	}
 	if err := launch.Resolve(&c.Binary, &c.Jailer); err != nil {
-		return fmt.Errorf("Firecracker: %w", err)
+		return fmt.Errorf("path of Firecracker or its jailer: %w", err)
 	}
 	return nil
 }
@@ -156,14 +156,14 @@ func (d *Driver) Close() error {
 func (d *Driver) check(cfg *vmm.Config, restore bool) error {
 	errs := []error{cfg.Check(d.caps.MaxVCPUs)}
 	if cfg.DiskSocket != "" && d.conf.Disks == nil {
-		errs = append(errs, fmt.Errorf("DiskSocket: this driver was made without a way to attach NBD, %w", vmm.ErrUnsupported))
+		errs = append(errs, vmm.BadField("DiskSocket", "this driver was made without a way to attach NBD, %w", vmm.ErrUnsupported))
 	}
 	if restore && cfg.PagerSocket == "" {
-		errs = append(errs, fmt.Errorf("PagerSocket: must be given: states are restored with a pager, %w without", vmm.ErrUnsupported))
+		errs = append(errs, vmm.BadField("PagerSocket", "must be given: states are restored with a pager, %w without", vmm.ErrUnsupported))
 	}
 	// A boot needs no pager, but one that is named and not there is a mistake that would show much later.
 	if st, err := os.Stat(cfg.PagerSocket); cfg.PagerSocket != "" && (err != nil || st.Mode()&os.ModeSocket == 0) {
-		errs = append(errs, fmt.Errorf("PagerSocket: %s is no socket (%v)", cfg.PagerSocket, err))
+		errs = append(errs, vmm.BadField("PagerSocket", "%s is no socket (%v)", cfg.PagerSocket, err))
 	}
 	return errors.Join(errs...)
 }

@@ -75,7 +75,7 @@ func (v *VM) Metrics(ctx context.Context) (sum Metrics, err error) {
 			case <-v.Process().Done():
 				return v.Gone()
 			case <-ctx.Done():
-				return tether.Slow(ctx, fmt.Errorf("Firecracker's metrics: %w", context.Cause(ctx)))
+				return tether.Slow(ctx, fmt.Errorf("metrics of Firecracker: %w", context.Cause(ctx)))
 			}
 		}
 	})

@@ -104,7 +104,7 @@ func releaseOf(major, minor string) (release, error) {
 		later.series, later.format = major+"."+minor, 0
 		return later, nil
 	}
-	return release{}, fmt.Errorf("Firecracker %s.%s is too old: this driver needs %s or later", major, minor, releases[0].series)
+	return release{}, fmt.Errorf("version %s.%s of Firecracker is too old: this driver needs %s or later", major, minor, releases[0].series)
 }
 
 // loadersOf says which releases load states of a format, for a sentence.

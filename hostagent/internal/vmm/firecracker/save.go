@@ -118,7 +118,7 @@ func (v *VM) openOwn(name string) (*os.File, error) {
 // readSpool hands over what a sparse file of so many bytes has.
 func readSpool(ctx context.Context, f *os.File, size int64, w vmm.DirtyWriter) (n int64, err error) {
 	if st, err := f.Stat(); err != nil || st.Size() != size {
-		return 0, fmt.Errorf("Firecracker has written memory of %d bytes, want %d (%v)", st.Size(), size, err)
+		return 0, fmt.Errorf("memory of %d bytes was written, want %d (%v)", st.Size(), size, err)
 	}
 	buf := make([]byte, 1<<20)
 	for off := int64(0); off < size; {

@@ -151,10 +151,10 @@ func (d *Driver) Close() error {
 func (d *Driver) check(cfg *vmm.Config) error {
 	errs := []error{cfg.Check(d.caps.MaxVCPUs)}
 	if cfg.PagerSocket != "" && cfg.Memory == nil {
-		errs = append(errs, errors.New("Memory: must be given with PagerSocket"))
+		errs = append(errs, vmm.BadField("Memory", "must be given with PagerSocket"))
 	}
 	if cfg.PagerSocket != "" && d.conf.Preload == "" {
-		errs = append(errs, fmt.Errorf("PagerSocket: this driver was made without the preloaded object, %w", vmm.ErrUnsupported))
+		errs = append(errs, vmm.BadField("PagerSocket", "this driver was made without the preloaded object, %w", vmm.ErrUnsupported))
 	}
 	return errors.Join(errs...)
 }

@@ -155,7 +155,7 @@ func (c *Client) Do(ctx context.Context, method, path string, body, out any, ove
 	case a := <-to:
 		return a.into(method, path, out)
 	case <-ctx.Done():
-		return fmt.Errorf("Firecracker's answer to %s %s: %w", method, path, context.Cause(ctx))
+		return fmt.Errorf("the answer of Firecracker to %s %s: %w", method, path, context.Cause(ctx))
 	case <-c.done:
 	}
 	// The answer may have come just before the end.
