@@ -6,11 +6,14 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"time"
 )
 
 //go:embed object/covey-preload.c
@@ -42,7 +45,34 @@ func Build(ctx context.Context, dir string) (path string, err error) {
 	if err := os.Chmod(object, 0o755); err != nil {
 		return "", err
 	}
-	return path, os.Rename(object, path)
+	if err := os.Rename(object, path); err != nil {
+		return "", err
+	}
+	return path, prune(dir)
+}
+
+// keepObjects is how many versions are kept. A VMM that was started with one has it mapped, and does not need its file any more.
+const keepObjects = 3
+
+// prune removes all but the latest versions.
+func prune(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, "covey-preload-*.so"))
+	if err != nil {
+		return err
+	}
+	made := map[string]time.Time{}
+	for _, path := range paths {
+		if info, err := os.Stat(path); err == nil { // Else another process has just removed it.
+			made[path] = info.ModTime()
+		}
+	}
+	slices.SortFunc(paths, func(a, b string) int { return made[b].Compare(made[a]) })
+	for _, path := range paths[min(keepObjects, len(paths)):] {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // version names the content: the source and how it is compiled.
