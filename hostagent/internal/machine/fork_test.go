@@ -3,19 +3,27 @@ package machine
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 )
 
-// spanGate stops whoever begins a span of one name until it is opened.
+// spanGate stops who is the first to begin a span of one name until it is opened.
 type spanGate struct {
 	name          string
 	reached, open chan struct{}
+	once          *sync.Once
+}
+
+func newSpanGate(name string) spanGate {
+	return spanGate{name, make(chan struct{}), make(chan struct{}), &sync.Once{}}
 }
 
 func (g spanGate) Span(ctx context.Context, name string, _ ...string) (context.Context, func(error)) {
 	if name == g.name {
-		close(g.reached)
-		<-g.open
+		g.once.Do(func() {
+			close(g.reached)
+			<-g.open
+		})
 	}
 	return ctx, func(error) {}
 }
@@ -23,7 +31,7 @@ func (g spanGate) Span(ctx context.Context, name string, _ ...string) (context.C
 func TestACopyThatIsBeingDestroyedIsNotStarted(t *testing.T) {
 	w := newWorld()
 	h := w.newHost(t)
-	gate := spanGate{"hostagent.destroy", make(chan struct{}), make(chan struct{})}
+	gate := newSpanGate("hostagent.destroy")
 	h.tracer = gate
 	copies, err := h.admitCopies(spec("sb_1"), "snap_1", []string{"sb_2"})
 	if err != nil {

@@ -183,7 +183,8 @@ func (m *Machine) standing(restoreID string) (*job, *Started, error) {
 	switch {
 	case m.job != nil && m.job.op == "start" && m.job.key == restoreID && restoreID != "":
 		return m.job, nil, nil
-	case m.status.State == Running && m.receipt.RestoreID == restoreID && restoreID != "":
+	case (m.status.State == Running || m.status.State == Paused) && m.receipt.RestoreID == restoreID && restoreID != "":
+		// One that has been paused since, by its inactivity say, must not begin its life again: what it did would be lost.
 		return nil, &Started{Status: m.statusLocked(), Receipt: m.receipt.clone()}, nil
 	case m.status.State.Held():
 		return nil, nil, m.illegal("start", Paused, Stopped, Failed)
@@ -381,6 +382,9 @@ func (h *Host) Close(ctx context.Context, destroy bool) error {
 	}()
 	select {
 	case <-done:
+		if destroy {
+			h.endLate(ctx)
+		}
 	case <-ctx.Done():
 		errs = append(errs, fmt.Errorf("operations are still under way: %w", context.Cause(ctx)))
 	}
@@ -399,6 +403,18 @@ func (h *Host) destroyAll(ctx context.Context) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// endLate ends what was started while the others were being destroyed. No operation is under way, nor will there be one.
+func (h *Host) endLate(ctx context.Context) {
+	for _, m := range h.all() {
+		m.mu.Lock()
+		held := m.hold != nil
+		m.mu.Unlock()
+		if held {
+			m.endNow(ctx, Stopped, "")
+		}
+	}
 }
 
 // letGo closes what belongs to this process alone of a VM that lives on.

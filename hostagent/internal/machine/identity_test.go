@@ -13,7 +13,11 @@ func TestASandboxThatIsBootedFromItsSavedDiskIsTheSameAndACloneIsNot(t *testing.
 	saved := func(id string, kind Kind, policy RestorePolicy) Receipt {
 		s := spec(id)
 		s.Image, s.SnapshotID, s.ColdBoot, s.Kind, s.Policy = "", "snap_1", false, kind, policy
-		return start(t, h, s).Receipt()
+		started, err := h.Start(t.Context(), s, newID("rst_"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return started.Receipt
 	}
 	resumed := saved("sb_1", Resume, DiskOnly)
 	if a := resumed.Attestation; resumed.Kind != DiskBoot || a.MachineID != was.MachineID || a.Hostname != was.Hostname || len(a.MachineID) != 32 {

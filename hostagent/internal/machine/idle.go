@@ -44,8 +44,11 @@ func (m *Machine) lookAfter(now time.Time) {
 		m.host.spawn(func() { m.expire() })
 	default:
 		m.watchCPU(now)
-		if m.idle(now) {
-			m.host.spawn(func() { m.pauseIdle() })
+		if m.idle(now) && m.pausing.CompareAndSwap(false, true) {
+			done := func() { m.pausing.Store(false) }
+			if !m.host.spawn(func() { defer done(); m.pauseIdle() }) {
+				done()
+			}
 		}
 	}
 }

@@ -42,6 +42,8 @@ type Machine struct {
 	lastActive atomic.Int64
 	streams    atomic.Int64
 	firstExec  atomic.Int64
+	// pausing tells that the host is about to pause it by itself: its guest may be slow to answer, and is asked by one alone.
+	pausing atomic.Bool
 	// deaf counts the questions of the timer in a row that the guest did not answer.
 	deaf    atomic.Int32
 	history history

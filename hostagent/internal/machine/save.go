@@ -214,7 +214,8 @@ func (m *Machine) pauseNow(ctx context.Context, snapshotID, reason string) (stat
 	m.journal()
 	defer func() {
 		if err != nil {
-			m.unpause(ctx, err)
+			// A part may answer with the context's end alone.
+			m.unpause(ctx, errors.Join(err, context.Cause(ctx)))
 		}
 	}()
 	draft, stopped, dirty, err := m.capture(ctx, SnapshotRequest{ID: snapshotID, Kind: PauseSnapshot}, false)
