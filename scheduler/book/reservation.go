@@ -11,7 +11,8 @@ import (
 // Placement is room held on a host.
 type Placement struct {
 	HostID, Address, ReservationID string
-	Score                          float64
+	// Decision says why it is this host.
+	Decision plan.Decision
 }
 
 type reservation struct {
@@ -45,7 +46,7 @@ func (b *Book) Place(r *plan.Request) (Placement, error) {
 	held.host.reserved[r.SandboxID] = held
 	b.byID[held.id], b.bySb[r.SandboxID] = held, held
 	b.queue.push(held)
-	return Placement{HostID: held.host.id, Address: v.Address(d.Row), ReservationID: held.id, Score: d.Score}, nil
+	return Placement{HostID: held.host.id, Address: v.Address(d.Row), ReservationID: held.id, Decision: d}, nil
 }
 
 // Release gives reserved room back; false where there is no such reservation: it has ended, or another scheduler made it.

@@ -1,6 +1,10 @@
 package plan
 
-import "math/rand/v2"
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+)
 
 const (
 	// ScanAll is the size of a fleet up to which all hosts are looked at.
@@ -17,6 +21,14 @@ type Decision struct {
 	Score float64
 	// Looked is how many hosts were looked at.
 	Looked int
+
+	rating rating
+	host   *Host
+}
+
+// Why says what counted for the host, and among how many it was the best.
+func (d Decision) Why(r *Request) string {
+	return fmt.Sprintf("it %s; the best of %s looked at", strings.Join(d.rating.sentences(r, d.host), ", "), plural(d.Looked, "host"))
 }
 
 // Choose finds a good host for a request; ok is false where none fits. The same view, request and random numbers give the same host.
@@ -37,7 +49,12 @@ func Choose(v *View, r *Request, rnd *rand.Rand) (d Decision, ok bool) {
 			p.scan(list, rnd)
 		}
 	}
-	return Decision{Row: int(p.best), Score: p.score, Looked: p.looked}, p.best >= 0
+	d = Decision{Row: int(p.best), Score: p.score, Looked: p.looked, rating: p.rating}
+	if p.best < 0 {
+		return d, false
+	}
+	d.host = v.hosts[p.best]
+	return d, true
 }
 
 // pick is one choice under way.
@@ -51,6 +68,7 @@ type pick struct {
 
 	best   int32 // row; -1 while there is none
 	score  float64
+	rating rating // of the best
 	looked int
 	fitted int
 }
@@ -101,8 +119,9 @@ func (p *pick) look(row int32) {
 		return
 	}
 	p.fitted++
-	if s := p.rate(row).total(); p.best < 0 || s > p.score {
-		p.best, p.score = row, s
+	g := p.rate(row)
+	if s := g.total(); p.best < 0 || s > p.score {
+		p.best, p.score, p.rating = row, s, g
 	}
 }
 

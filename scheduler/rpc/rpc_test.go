@@ -124,6 +124,9 @@ func TestPlacementFromHeartbeatToRelease(t *testing.T) {
 	if err != nil || p.GetHostId() != "a" || p.GetAddress() != "10.0.0.1:7000" || !strings.HasPrefix(p.GetReservationId(), "res_") {
 		t.Fatalf("got %v, %v", p, err)
 	}
+	if p.GetWhy() != "it would be 100% full (vCPUs); the best of 1 host looked at" {
+		t.Errorf("it is explained by %q", p.GetWhy())
+	}
 	list, err := s.hosts.ListHosts(within(t), &schedulerv1.ListHostsRequest{})
 	if err != nil || len(list.GetHosts()) != 1 {
 		t.Fatalf("got %v, %v", list, err)

@@ -72,7 +72,7 @@ func (s *Server) Place(ctx context.Context, p *schedulerv1.PlaceRequest) (*sched
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &schedulerv1.PlaceResponse{HostId: placed.HostID, Address: placed.Address, ReservationId: placed.ReservationID}, nil
+	return &schedulerv1.PlaceResponse{HostId: placed.HostID, Address: placed.Address, ReservationId: placed.ReservationID, Why: placed.Decision.Why(r)}, nil
 }
 
 // place waits, while the scheduler is warming up, for hosts that it may not know yet.

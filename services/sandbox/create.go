@@ -37,7 +37,7 @@ func (s *Service) Create(ctx context.Context, tenant string, r CreateRequest) (S
 	if err != nil {
 		return Sandbox{}, err
 	}
-	out, err := s.run(ctx, rows).wait(ctx)
+	out, err := s.result(ctx, rows)
 	return first(out), err
 }
 
@@ -164,6 +164,7 @@ func (s *Service) placeOnce(ctx context.Context, sb Sandbox, place PlaceRequest,
 		}
 		placed, err := s.notePlaced(ctx, sb, p)
 		if err == nil {
+			s.log.InfoContext(ctx, "sandbox placed", "sandbox_id", sb.ID, "host_id", p.HostID, "reservation_id", p.ReservationID, "why", p.Why, "kept_off", place.Exclude)
 			return placed, nil
 		}
 		s.unplace(ctx, p.ReservationID)

@@ -212,6 +212,8 @@ type PlaceRequest struct {
 // Placement is room held on a host.
 type Placement struct {
 	HostID, ReservationID string
+	// Why says what counted for the host when it was chosen.
+	Why string
 }
 
 // Scheduler chooses hosts.

@@ -46,7 +46,7 @@ func (s *Scheduler) Place(ctx context.Context, r sandbox.PlaceRequest) (sandbox.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.addresses[resp.GetHostId()] = resp.GetAddress()
-	return sandbox.Placement{HostID: resp.GetHostId(), ReservationID: resp.GetReservationId()}, nil
+	return sandbox.Placement{HostID: resp.GetHostId(), ReservationID: resp.GetReservationId(), Why: resp.GetWhy()}, nil
 }
 
 func encodePlace(r sandbox.PlaceRequest) *schedulerv1.PlaceRequest {

@@ -585,6 +585,8 @@ type PlaceResponse struct {
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	// The reservation; ends by itself after 30 s or when a heartbeat shows the sandbox.
 	ReservationId string `protobuf:"bytes,3,opt,name=reservation_id,json=reservationId,proto3" json:"reservation_id,omitempty"`
+	// What counted for the host when it was chosen, to follow its name.
+	Why           string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -636,6 +638,13 @@ func (x *PlaceResponse) GetAddress() string {
 func (x *PlaceResponse) GetReservationId() string {
 	if x != nil {
 		return x.ReservationId
+	}
+	return ""
+}
+
+func (x *PlaceResponse) GetWhy() string {
+	if x != nil {
+		return x.Why
 	}
 	return ""
 }
@@ -1655,11 +1664,12 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\x13apart_from_host_ids\x18\x0e \x03(\tR\x10apartFromHostIds\x1a=\n" +
 	"\x0fHostLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"i\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
 	"\rPlaceResponse\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
-	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\"`\n" +
+	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\"`\n" +
 	"\x19ReleaseReservationRequest\x12%\n" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12\x1c\n" +
 	"\tforwarded\x18\x02 \x01(\bR\tforwarded\"\x1c\n" +
