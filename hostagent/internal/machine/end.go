@@ -56,13 +56,13 @@ func (m *Machine) end(ctx context.Context, only *holdings, final State, reason s
 			return err
 		}
 	}
-	if m.hold == nil && !m.status.State.Held() {
-		m.mu.Unlock()
-		m.host.forget(m)
-		return nil
-	}
+	ended := m.hold == nil && !m.status.State.Held()
 	j, err := m.launch(ctx, "destroy", "", func(ctx context.Context) (any, error) {
-		m.endNow(ctx, final, reason)
+		if ended {
+			m.host.forget(m)
+		} else {
+			m.endNow(ctx, final, reason)
+		}
 		return nil, nil
 	})
 	m.mu.Unlock()

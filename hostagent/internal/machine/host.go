@@ -317,19 +317,22 @@ func (h *Host) tell(st Status) {
 	h.changed()
 }
 
-// forget removes a tombstone with all that was kept for it.
+// forget removes a tombstone with all that was kept for it. It is called by a job of the machine's: a start of the same sandbox waits for its end,
+// as what it writes down has the same names.
 func (h *Host) forget(m *Machine) {
 	h.mu.Lock()
 	mine := h.machines[m.spec.ID] == m
-	if mine {
-		delete(h.machines, m.spec.ID)
-	}
 	h.mu.Unlock()
 	if !mine {
 		return
 	}
 	if err := errors.Join(h.journal.Remove(m.spec.ID), removeIfThere(h.ConsolePath(m.spec.ID))); err != nil {
 		m.log.Warn("tombstone could not be removed", "error", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.machines[m.spec.ID] == m {
+		delete(h.machines, m.spec.ID)
 	}
 }
 

@@ -37,7 +37,7 @@ func (m *Machine) lookAfter(now time.Time) {
 	case busy:
 	case !st.State.Held():
 		if now.Sub(st.StateTime) > m.host.conf.Tombstone && !m.remembers(st) {
-			m.host.forget(m)
+			m.host.spawn(func() { m.expire() })
 		}
 	case st.State != Running:
 	case !spec.Expire.IsZero() && now.After(spec.Expire):

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 )
@@ -57,4 +58,28 @@ func TestAGuestThatIsSlowToAnswerIsAskedByOneAlone(t *testing.T) {
 		t.Errorf("it was asked %d times at once", n)
 	}
 	open()
+}
+
+func TestAStartWhileATombstoneIsForgottenIsWrittenDown(t *testing.T) {
+	w := newWorld()
+	h := w.newHost(t)
+	for i := range 50 {
+		old := start(t, h, spec("sb_1"))
+		if _, _, err := old.Pause(t.Context(), fmt.Sprintf("snap_%d", i)); err != nil {
+			t.Fatal(err)
+		}
+		forgotten := make(chan error)
+		go func() { forgotten <- old.Destroy(t.Context(), "") }()
+		_, err := h.Start(t.Context(), spec("sb_1"), newID("rst_"))
+		if e := <-forgotten; e != nil || err != nil {
+			t.Fatal(e, err)
+		}
+		entries, err := h.journal.Load()
+		if err != nil || len(entries) != 1 || entries[0].Record.Status.State != Running {
+			t.Fatalf("the journal has %+v, %v", entries, err)
+		}
+		if err := h.Destroy(t.Context(), "sb_1", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

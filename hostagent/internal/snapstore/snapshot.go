@@ -436,7 +436,15 @@ func (s *Store) Remove(_ context.Context, id string) error {
 	if pinned {
 		return nil
 	}
-	return s.remove(e)
+	err := s.remove(e)
+	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.snaps[id] == e {
+			e.doomed = false // It is here still: who asks again must not be told that it is gone.
+		}
+	}
+	return err
 }
 
 // remove removes a doomed entry that nobody has pinned: it is gone at once, its bytes a little later.
