@@ -32,7 +32,7 @@ type Main struct {
 
 // newMain makes everything and listens to nothing yet. run must be called, which also releases it.
 func newMain(c Config) (*Main, error) {
-	d, err := chassis.New(c.Chassis)
+	d, err := chassis.New(c.Chassis, chassis.WithAllowedCallers("covey-gateway", hostService, "covey-sandbox", ownService))
 	if err != nil {
 		return nil, err
 	}
