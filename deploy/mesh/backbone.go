@@ -72,12 +72,13 @@ func (b *Backbone) layOut(sites []string) error {
 		if err := newNamespace(b.path(site)); err != nil {
 			return err
 		}
-		make := b.makeSite
+		furnish := b.makeSite
 		if site == hub {
-			make = func(string) error { return inside(b.path(hub), b.makeSwitch) }
+			furnish = func(string) error { return inside(b.path(hub), b.makeSwitch) }
 		}
-		if err := make(site); err != nil {
-			return fmt.Errorf("site %s: %w", site, err)
+		if err := furnish(site); err != nil {
+			// One that is half made would be taken for a whole one the next time.
+			return errors.Join(fmt.Errorf("site %s: %w", site, err), removeNamespace(b.path(site)))
 		}
 	}
 	return nil
