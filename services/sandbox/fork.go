@@ -54,7 +54,7 @@ func (s *Service) fork(ctx context.Context, tenant string, r ForkRequest, work W
 		if err != nil {
 			return Outcome{}, err
 		}
-		return s.run(ctx, rows).wait(ctx)
+		return s.result(ctx, rows)
 	}
 	return Outcome{}, asError(ErrConflict)
 }

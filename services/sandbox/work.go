@@ -162,10 +162,30 @@ func (s *Service) do(ctx context.Context, o operation) (Sandbox, error) {
 			return Sandbox{}, err
 		}
 		s.evictFrom(sb)
-		out, err := s.run(ctx, rows).wait(ctx)
+		out, err := s.result(ctx, rows)
 		return first(out), err
 	}
 	return Sandbox{}, asError(ErrConflict)
+}
+
+// result launches work and waits for how it ends, wherever that is: a replica that was slow to renew its lease has lost its job to another, but
+// the work goes on, and who asked for it is not told otherwise.
+func (s *Service) result(ctx context.Context, rows []Sandbox) (Outcome, error) {
+	out, err := s.run(ctx, rows).wait(ctx)
+	if !errors.Is(err, Aborted) {
+		return out, err
+	}
+	ended := make([]Sandbox, len(rows))
+	for i, sb := range rows {
+		now, e := s.store.Get(ctx, sb.Tenant, sb.ID)
+		if e != nil || now.Work.ID != sb.Work.ID {
+			return out, err // Another operation has ended it.
+		}
+		if ended[i], e = s.await(ctx, now); e != nil {
+			return Outcome{Sandboxes: ended[:1]}, e
+		}
+	}
+	return Outcome{Sandboxes: ended}, nil
 }
 
 // record answers a request that had nothing to do itself, and keeps the answer for a second call.

@@ -1,10 +1,12 @@
 package rpc_test
 
 import (
+	"context"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc/codes"
 
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
@@ -64,4 +66,42 @@ func TestAPauseThatADeletionOvertakesIsNoSuccessForWhoJoinedIt(t *testing.T) {
 		t.Errorf("deleted: %v", sb)
 	}
 	close(goOn)
+}
+
+func TestWhoAskedForWorkThatAnotherReplicaTookOverGetsItsResult(t *testing.T) {
+	m := newMesh(t)
+	r := m.replica("one")
+	m.replica("two")
+	conn, err := pgx.Connect(t.Context(), m.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	goOn := make(chan struct{})
+	m.a.onStart = func(*hostv1.StartSandboxRequest) error { <-goOn; return nil }
+	m.b.onStart = m.a.onStart
+	type answer struct {
+		sb  *sandboxv1.Sandbox
+		err error
+	}
+	created := make(chan answer, 1)
+	go func() {
+		q, err := r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+		created <- answer{q.GetSandbox(), err}
+	}()
+	starts := func() int { return m.a.count("start") + m.b.count("start") }
+	eventually(t, 5*time.Second, "it is being started", func() bool { return starts() == 1 })
+	eventually(t, 10*time.Second, "another does the work too", func() bool {
+		// The first was too slow to renew its lease.
+		if _, err := conn.Exec(t.Context(), "UPDATE sandbox.sandbox SET lease_until = now() - interval '1 hour' WHERE lease_owner = 'one'"); err != nil {
+			t.Error(err)
+			return true
+		}
+		return starts() > 1
+	})
+	close(goOn)
+	a := <-created
+	if a.err != nil || a.sb.GetState() != stRunning {
+		t.Errorf("who asked got %v, %v", a.sb, a.err)
+	}
 }
