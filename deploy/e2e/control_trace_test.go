@@ -129,6 +129,7 @@ func TestOneTraceGoesFromTheRequestThroughAllDaemonsToTheGuest(t *testing.T) {
 		"covey-gateway /v1/sandboxes", "covey-gateway SandboxService/CreateSandbox", "covey-sandbox SandboxService/CreateSandbox",
 		"covey-sandbox SchedulerService/Place", "covey-scheduler SchedulerService/Place", "covey-sandbox HostService/StartSandbox", "covey-host HostService/StartSandbox",
 		"covey-host hostagent.start", "covey-host hostagent.slot", "covey-host hostagent.disk", "covey-host hostagent.pager", "covey-host hostagent.vmm",
+		"covey-host hostagent.first_fault",
 		"covey-host hostagent.guest", "covey-host GuestService/AfterRestore")
 
 	exec1 := map[string]any{"cmd": "echo", "args": []string{"hi"}}

@@ -253,6 +253,7 @@ func (*fakeMemory) File() *os.File                { return nil }
 func (*fakeMemory) Socket() string                { return "" }
 func (m *fakeMemory) Failed() <-chan struct{}     { return m.failed }
 func (*fakeMemory) Err() error                    { return ErrDamaged }
+func (m *fakeMemory) Faulted() <-chan struct{}    { return nil }
 func (*fakeMemory) Sources() []PageSource         { return nil }
 func (m *fakeMemory) Close(context.Context) error { m.w.take("memory", -1); return nil }
 

@@ -93,6 +93,8 @@ type Memory interface {
 	// Failed is closed when a page cannot be served; Err then says why. The VM cannot go on.
 	Failed() <-chan struct{}
 	Err() error
+	// Faulted is closed when the VM has asked for its first page.
+	Faulted() <-chan struct{}
 	// Sources counts the pages brought in until now.
 	Sources() []PageSource
 	// Close ends the session. The VM has ended.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
@@ -115,12 +116,31 @@ func (m *Machine) assemble(ctx context.Context, w *stopwatch, src source, restor
 		return nil, att, err
 	}
 	w.phase("vmm")
+	defer m.traceFirstFault(w.within(ctx), h)()
 	if err := m.startVM(w.within(ctx), h); err != nil {
 		return nil, att, err
 	}
 	w.phase("guest")
 	att, err = m.wake(w.within(ctx), h, src, restoreID)
 	return h, att, err
+}
+
+// traceFirstFault has a span last from here until the VM asks for its first page, or until the returned function is called.
+func (m *Machine) traceFirstFault(ctx context.Context, h *holdings) (stop func()) {
+	end := m.host.phaseSpan(ctx, "first_fault")
+	over := make(chan struct{})
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		select {
+		case <-h.mem.Faulted():
+		case <-over:
+		}
+		end()
+	})
+	return func() {
+		close(over)
+		waiting.Wait()
+	}
 }
 
 // furnish makes everything that the VM needs before it is started, and notes in the journal that the machine may have it.

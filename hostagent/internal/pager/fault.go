@@ -70,6 +70,7 @@ func (s *Session) noteRemoved(start, end uint64) {
 
 // fault serves one fault, or sees to it that it is served.
 func (s *Session) fault(addr uint64, began time.Time) {
+	s.faultOnce.Do(func() { close(s.faulted) })
 	addr &^= PageSize - 1
 	for i := range s.regions {
 		if r := &s.regions[i]; addr >= r.Base && addr-r.Base < r.Size {

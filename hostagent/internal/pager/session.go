@@ -43,6 +43,9 @@ type Session struct {
 	// removes is held to read messages, and shared to copy pages in.
 	removes sync.RWMutex
 
+	faulted   chan struct{} // closed by the first fault
+	faultOnce sync.Once
+
 	failed   chan struct{} // closed by fail
 	failOnce sync.Once
 	err      error // written before failed is closed
@@ -75,7 +78,7 @@ func (c *Cache) begin(id string, img *Image, socket string, uid int) (*Session, 
 	}
 	s := &Session{
 		cache: c, id: id, img: img, socket: socket, uid: uid, uffd: -1, log: c.log.With("sandbox", id), gate: newGate(),
-		connected: make(chan struct{}), failed: make(chan struct{}), seen: newBitmap((img.Size() + blockSize - 1) / blockSize),
+		connected: make(chan struct{}), faulted: make(chan struct{}), failed: make(chan struct{}), seen: newBitmap((img.Size() + blockSize - 1) / blockSize),
 	}
 	s.counts.sum = &c.tally.sources
 	s.ctx, s.cancel = context.WithCancel(img.ctx)
@@ -207,6 +210,9 @@ func (s *Session) fail(err error) {
 
 // Failed is closed when a page cannot be served. The thread that needs it waits for ever: the VM has to be killed.
 func (s *Session) Failed() <-chan struct{} { return s.failed }
+
+// Faulted is closed when the VM has asked for its first page.
+func (s *Session) Faulted() <-chan struct{} { return s.faulted }
 
 // Connected is closed when the VMM has handed over its userfaultfd.
 func (s *Session) Connected() <-chan struct{} { return s.connected }
