@@ -257,11 +257,3 @@ func (s *Sandbox) illegal(op Op, needs ...State) *Error {
 		Meta:    map[string]string{"sandbox_id": s.ID, "state": string(s.State), "legal": strings.Join(legal, ",")},
 	}
 }
-
-// startKind is how the sandbox's next start is to be called.
-func (s *Sandbox) startKind() StartKind {
-	if s.State == Resuming {
-		return Resume
-	}
-	return s.Kind
-}

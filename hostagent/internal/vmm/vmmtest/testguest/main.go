@@ -46,15 +46,17 @@ const page = 4096
 
 func main() {
 	if err := boot(); err != nil {
-		fmt.Println("testguest:", err)
-		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		powerOff(err)
 	}
 	g := &guest{}
 	go g.tick()
-	if err := g.serve(); err != nil {
-		fmt.Println("testguest:", err)
-		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-	}
+	powerOff(g.serve())
+}
+
+// powerOff ends the guest, and says why.
+func powerOff(why error) {
+	fmt.Println("testguest:", why)
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
 // boot makes devices and the network.
@@ -158,6 +160,7 @@ func (g *guest) tick() {
 	}
 }
 
+// serve serves until it fails.
 func (g *guest) serve() error {
 	l, err := net.Listen("tcp", Address)
 	if err != nil {
