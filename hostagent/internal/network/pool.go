@@ -354,9 +354,19 @@ func (p *Pool) Adopt(_ context.Context, id string, n machine.Network) (machine.S
 	return s, nil
 }
 
+// links lists the host's devices. Where others make and remove theirs meanwhile, the kernel says that its list may lack some, and is asked again.
+func (p *Pool) links() (links []netlink.Link, err error) {
+	for range 100 {
+		if links, err = p.netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return links, err
+}
+
 // Sweep destroys what a former agent of the owner has left and is neither kept nor adopted. It tells what it destroyed.
 func (p *Pool) Sweep(_ context.Context, keep []string) (removed []string, err error) {
-	links, err := p.netlink.LinkList()
+	links, err := p.links()
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
