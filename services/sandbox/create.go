@@ -111,24 +111,29 @@ func (s *Service) place(sb Sandbox) PlaceRequest {
 }
 
 // startSomewhere places a sandbox and starts it, and goes on to another host where one refuses, is out of reach or has a damaged copy of
-// what the sandbox starts from: another gets its copy from the registry. The
+// what the sandbox starts from: another gets its copy from the registry. Where no other fits, those out of reach are tried again for a time. The
 // row is STARTING or RESUMING with its host before a host is asked, so that whoever takes over knows where to look.
 // It returns the row as it is then. A host that has failed has nothing of the sandbox left, or a chore to end it.
 func (s *Service) startSomewhere(ctx context.Context, sb Sandbox, place PlaceRequest, start Start) (Sandbox, Started, error) {
 	var refusals []string
 	var damaged error
+	var away away
 	for {
 		if !sb.Work.Placed {
 			placed, err := s.placeOnce(ctx, sb, place, start.Policy)
 			if err != nil && damaged != nil {
 				return sb, Started{}, damaged
 			}
+			if errors.Is(err, Exhausted) && away.again(ctx) {
+				refusals = away.readmit(&sb, refusals)
+				continue
+			}
 			if err != nil {
 				return sb, Started{}, withRefusals(err, refusals)
 			}
 			sb = placed
 		}
-		start.Sandbox = sb
+		start.Sandbox, start.RestoreID = sb, sb.Work.RestoreID
 		started, err := s.hosts.Start(ctx, sb.HostID, start)
 		if err == nil {
 			return sb, started, nil
@@ -146,6 +151,9 @@ func (s *Service) startSomewhere(ctx context.Context, sb Sandbox, place PlaceReq
 		}
 		s.log.Info("host refused; trying another", "sandbox_id", sb.ID, "host_id", sb.HostID, "error", err)
 		refusals = append(refusals, fmt.Sprintf("%s: %s", sb.HostID, asError(err).Message))
+		if errors.Is(err, Unavailable) {
+			away.note(sb.HostID, s.timing.Unreachable)
+		}
 		sb.Work.Refused = append(slices.Clone(sb.Work.Refused), sb.HostID)
 		sb.Work.Placed, sb.Work.ReservationID = false, ""
 	}

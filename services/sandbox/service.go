@@ -22,7 +22,7 @@ type Timing struct {
 	HostLost time.Duration `yaml:"host_lost"`
 	// DeleteWait is how long a deletion waits for a pause under way. Default 60 s.
 	DeleteWait time.Duration `yaml:"delete_wait"`
-	// Unreachable is how long a pause is tried again while its host is out of reach. Default 30 s.
+	// Unreachable is how long a pause, or a start that no other host takes, is tried again while its host is out of reach. Default 30 s.
 	Unreachable time.Duration `yaml:"unreachable"`
 	// ExpireGrace is how long after the end of a sandbox's lifetime its host is left to end it. Default 10 s.
 	ExpireGrace time.Duration `yaml:"expire_grace"`

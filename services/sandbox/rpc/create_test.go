@@ -161,6 +161,36 @@ func TestARepeatedRequestGetsTheFirstOnesError(t *testing.T) {
 	}
 }
 
+func TestAHostThatIsOutOfReachForAMomentIsTriedAgainWhereNoOtherFits(t *testing.T) {
+	m := newMesh(t)
+	r := m.replica("one")
+	var ids []string // of the tries on host-a, one after the other
+	m.a.onStart = func(q *hostv1.StartSandboxRequest) error {
+		if ids = append(ids, q.GetRestoreId()); len(ids) == 1 {
+			return status.Error(codes.Unavailable, "the registry cannot be reached")
+		}
+		return nil
+	}
+	m.b.onStart = func(*hostv1.StartSandboxRequest) error {
+		return status.Error(codes.ResourceExhausted, "no slot is free")
+	}
+	if sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"}); sb.GetHostId() != "host-a" {
+		t.Fatalf("runs on %s", sb.GetHostId())
+	}
+	m.a.set(func() {
+		if len(ids) != 2 || ids[0] == ids[1] {
+			t.Errorf("its tries were %q", ids)
+		}
+		m.a.onStart = func(*hostv1.StartSandboxRequest) error {
+			return status.Error(codes.Unavailable, "the registry cannot be reached")
+		}
+	})
+	_, err := r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "no slot is free") || strings.Count(err.Error(), "the registry cannot be reached") != 1 {
+		t.Fatal(err)
+	}
+}
+
 func TestARefusingHostIsLeftForAnotherAtOnce(t *testing.T) {
 	m := newMesh(t)
 	r := m.replica("one")
