@@ -41,11 +41,13 @@ type Caller struct {
 
 // Attempt is a call that is to be let in.
 type Attempt struct {
-	// Method is gRPC's full name, or method and route of a request by REST.
-	Method string
+	// Method is gRPC's full name, or method and route of a request by REST. It is asked for when the call is refused.
+	Method func() string
 	// From is where it came from, host:port.
 	From string
 }
+
+func attempt(method string) Attempt { return Attempt{Method: func() string { return method }} }
 
 // Refusal is a call that was not let in.
 type Refusal struct {
@@ -174,7 +176,7 @@ func (k *Keys) CheckScope(ctx context.Context, what, needed string) error {
 func (k *Keys) deny(ctx context.Context, what string, caller Caller, needed string) error {
 	err := apierr.E(codes.PermissionDenied, "MISSING_SCOPE", "the API key lacks the scope "+needed+"; it has "+strings.Join(caller.Scopes, ", "),
 		"needed", needed, "key_id", caller.KeyID)
-	k.refused(ctx, Refusal{Attempt: Attempt{Method: what}, Caller: caller, Err: err})
+	k.refused(ctx, Refusal{Attempt: attempt(what), Caller: caller, Err: err})
 	return err
 }
 
@@ -226,7 +228,7 @@ func (k *Keys) Forget(keyID string) {
 // Auth is the chassis's hook: it admits native gRPC calls by their metadata, and takes out of it what only the mesh may say.
 func (k *Keys) Auth(ctx context.Context, fullMethod string) (context.Context, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	a := Attempt{Method: fullMethod}
+	a := attempt(fullMethod)
 	if p, ok := peer.FromContext(ctx); ok {
 		a.From = p.Addr.String()
 	}

@@ -35,14 +35,8 @@ func (g guard) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	return g.conn.NewStream(withKey(ctx), desc, method, opts...)
 }
 
+// withKey adds to what goes out. Nothing of a client's call is in there, so nothing has to be replaced.
 func withKey(ctx context.Context) context.Context {
 	c, _ := From(ctx)
-	md, _ := metadata.FromOutgoingContext(ctx)
-	md = md.Copy()
-	if md == nil {
-		md = metadata.MD{}
-	}
-	md.Set(ScopesKey, strings.Join(c.Scopes, ","))
-	md.Set(KeyIDKey, c.KeyID)
-	return metadata.NewOutgoingContext(ctx, md)
+	return metadata.AppendToOutgoingContext(ctx, ScopesKey, strings.Join(c.Scopes, ","), KeyIDKey, c.KeyID)
 }

@@ -204,7 +204,7 @@ const auditTime = 3 * time.Second
 
 // refused has a refusal counted in the audit log.
 func (g *Gateway) refused(ctx context.Context, r access.Refusal) {
-	e := audit.Event{Tenant: r.Caller.Tenant, KeyID: r.Caller.KeyID, RequestID: tenant.RequestID(ctx), Method: r.Method}
+	e := audit.Event{Tenant: r.Caller.Tenant, KeyID: r.Caller.KeyID, RequestID: tenant.RequestID(ctx), Method: r.Method()}
 	if strings.HasPrefix(e.Method, "/") {
 		e.Method = e.Method[strings.LastIndexByte(e.Method, '/')+1:]
 	}

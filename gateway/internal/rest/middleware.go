@@ -143,7 +143,7 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 
 // attempt is a request as access knows it.
 func (s *Server) attempt(r *http.Request) access.Attempt {
-	return access.Attempt{Method: r.Method + " " + s.routeOf(r), From: r.RemoteAddr}
+	return access.Attempt{Method: func() string { return r.Method + " " + s.routeOf(r) }, From: r.RemoteAddr}
 }
 
 func keyAmong(protocols []string) string {
