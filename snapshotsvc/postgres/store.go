@@ -2,19 +2,16 @@ package postgres
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/pressly/goose/v3"
 
+	"github.com/coveyhq/covey/services/chassis/migration"
 	"github.com/coveyhq/covey/services/chassis/outage"
 	"github.com/coveyhq/covey/snapshotsvc/postgres/queries"
 	"github.com/coveyhq/covey/snapshotsvc/registry"
@@ -46,48 +43,12 @@ type Index struct {
 var _ registry.Index = (*Index)(nil)
 
 // Migrate brings the schema up to date. Replicas that start at once wait for each other.
-func Migrate(ctx context.Context, dsn string) (err error) {
-	conf, err := pgx.ParseConfig(dsn)
+func Migrate(ctx context.Context, dsn string) error {
+	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
-		return fmt.Errorf("database dsn: %w", err)
-	}
-	db := stdlib.OpenDB(*conf)
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return locked(ctx, db, func() error {
-		// The table of goose is in the schema too, so the schema comes first.
-		if _, err := db.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS snapshot"); err != nil {
-			return err
-		}
-		files, err := fs.Sub(migrations, "migrations")
-		if err != nil {
-			return err
-		}
-		p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName("snapshot.goose_db_version"))
-		if err != nil {
-			return err
-		}
-		_, err = p.Up(ctx)
-		return err
-	})
-}
-
-// locked holds the migration lock while fn runs.
-func locked(ctx context.Context, db *sql.DB, fn func() error) (err error) {
-	c, err := db.Conn(ctx)
-	if err != nil {
-		return fmt.Errorf("database: %w", err)
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	if _, err := c.ExecContext(ctx, "SELECT pg_advisory_lock($1)", int64(migrationLock)); err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		_, e := c.ExecContext(ctx, "SELECT pg_advisory_unlock($1)", int64(migrationLock))
-		err = errors.Join(err, e)
-	}()
-	return fn()
+	return migration.Up(ctx, dsn, "snapshot", migrationLock, files)
 }
 
 // Open connects to a migrated database. Close must be called.

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
@@ -13,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/pressly/goose/v3"
 
+	"github.com/coveyhq/covey/services/chassis/migration"
 	"github.com/coveyhq/covey/services/chassis/outage"
 	"github.com/coveyhq/covey/services/sandbox"
 	"github.com/coveyhq/covey/services/sandbox/postgres/queries"
@@ -56,48 +55,12 @@ type Store struct {
 var _ sandbox.Store = (*Store)(nil)
 
 // Migrate brings the schema up to date. Replicas that start at once wait for each other.
-func Migrate(ctx context.Context, dsn string) (err error) {
-	conf, err := pgx.ParseConfig(dsn)
+func Migrate(ctx context.Context, dsn string) error {
+	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
-		return fmt.Errorf("database dsn: %w", err)
-	}
-	db := stdlib.OpenDB(*conf)
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return locked(ctx, db, migrationLock, func() error {
-		// The table of goose is in the schema too, so the schema comes first.
-		if _, err := db.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS sandbox"); err != nil {
-			return err
-		}
-		files, err := fs.Sub(migrations, "migrations")
-		if err != nil {
-			return err
-		}
-		p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName("sandbox.goose_db_version"))
-		if err != nil {
-			return err
-		}
-		_, err = p.Up(ctx)
-		return err
-	})
-}
-
-// locked holds an advisory lock of the whole database while fn runs.
-func locked(ctx context.Context, db *sql.DB, lock int64, fn func() error) (err error) {
-	c, err := db.Conn(ctx)
-	if err != nil {
-		return fmt.Errorf("database: %w", err)
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	if _, err := c.ExecContext(ctx, "SELECT pg_advisory_lock($1)", lock); err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		_, e := c.ExecContext(ctx, "SELECT pg_advisory_unlock($1)", lock)
-		err = errors.Join(err, e)
-	}()
-	return fn()
+	return migration.Up(ctx, dsn, "sandbox", migrationLock, files)
 }
 
 // Open connects to a migrated database. Leases are the owner's and last as long as given. Close must be called.
@@ -132,7 +95,7 @@ func (s *Store) Close() {
 func (s *Store) LockBootstrap(ctx context.Context, fn func(context.Context) error) error {
 	db := stdlib.OpenDBFromPool(s.pool)
 	defer db.Close()
-	return locked(ctx, db, bootstrapLock, func() error { return fn(ctx) })
+	return migration.Locked(ctx, db, bootstrapLock, func() error { return fn(ctx) })
 }
 
 // known makes the database's errors those that callers understand; what is left is a fault of ours.
