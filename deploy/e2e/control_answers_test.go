@@ -3,6 +3,9 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -10,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coveyhq/covey/deploy/mesh"
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
@@ -137,6 +141,104 @@ func TestWhatTheStateForbidsAndWhatItAllowsIsAnsweredAsDocumented(t *testing.T) 
 	answers(t, ctx, all, codes.FailedPrecondition, "SANDBOX_NOT_RUNNING", "exec", "stat", "processes", "metrics")
 }
 
+// frozen stops a host agent as it is, as a machine that hangs, until the returned function is called.
+func frozen(t *testing.T, host string) (thaw func()) {
+	t.Helper()
+	i := slices.IndexFunc(s.m.Processes, func(p *mesh.Process) bool { return p.Name == "hostagentd-"+host })
+	if i < 0 {
+		t.Fatalf("there is no agent of %s", host)
+	}
+	pid := s.m.Processes[i].PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	thaw = sync.OnceFunc(func() {
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(thaw)
+	return thaw
+}
+
+func TestWhatIsUnderWayForbidsIsAnsweredAsDocumented(t *testing.T) {
+	ctx := start(t)
+	q := func() *sandboxv1.CreateSandboxRequest {
+		r := on("host-a")
+		r.Metadata = map[string]string{"answers": "states"}
+		return r
+	}
+	pausing, resuming, stopping := create(t, ctx, q()).GetId(), create(t, ctx, q()).GetId(), create(t, ctx, q()).GetId()
+	pause(t, ctx, resuming)
+	thaw := frozen(t, "host-a")
+	// With the host standing still, what is asked of it stays under way. What joins or waits is answered afterwards.
+	type later struct {
+		what string
+		err  error
+	}
+	ends := make(chan later)
+	n := 0
+	ask := func(what string, call func(context.Context) error) {
+		n++
+		go func() { ends <- later{what, call(ctx)} }()
+	}
+	ask("pause", calls(pausing)["pause"])
+	ask("resume", func(ctx context.Context) error {
+		_, err := s.sandboxes.ResumeSandbox(ctx, &sandboxv1.ResumeSandboxRequest{SandboxId: resuming, HostId: "host-a"})
+		return err
+	})
+	ask("delete", calls(stopping)["delete"])
+	ask("create", func(ctx context.Context) error {
+		res, err := s.sandboxes.CreateSandbox(ctx, func() *sandboxv1.CreateSandboxRequest { r := q(); r.Template = "tiny"; return r }())
+		if err == nil {
+			remove(t, res.GetSandbox().GetId())
+		}
+		return err
+	})
+	starting := ""
+	eventually(t, 10*time.Second, "all four are under way", func() bool {
+		res, err := s.sandboxes.ListSandboxes(ctx, &sandboxv1.ListSandboxesRequest{Label: []string{"answers=states"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		is := map[sandboxv1.State]bool{}
+		for _, sb := range res.GetSandboxes() {
+			is[sb.GetState()] = true
+			if sb.GetState() == sandboxv1.State_STATE_STARTING {
+				starting = sb.GetId()
+			}
+		}
+		return is[sandboxv1.State_STATE_STARTING] && is[sandboxv1.State_STATE_PAUSING] && is[sandboxv1.State_STATE_RESUMING] && is[sandboxv1.State_STATE_STOPPING]
+	})
+	ask("pause again", calls(pausing)["pause"])
+	ask("resume again", calls(resuming)["resume"])
+	ask("delete again", calls(stopping)["delete"])
+	ask("exec while it starts", calls(starting)["exec"])
+	ask("exec while it is resumed", calls(resuming)["exec"])
+	quick, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for id, illegal := range map[string][]string{
+		starting: {"pause", "resume", "ping", "fork", "snapshot"}, pausing: {"resume", "ping", "fork", "snapshot"},
+		resuming: {"pause", "ping", "fork", "snapshot"}, stopping: {"pause", "resume", "ping", "fork", "snapshot"},
+	} {
+		answers(t, quick, calls(id), codes.FailedPrecondition, "ILLEGAL_STATE", illegal...)
+		answers(t, quick, calls(id), codes.FailedPrecondition, "SANDBOX_NOT_RUNNING", "metrics", "console")
+		answers(t, quick, calls(id), codes.OK, "", "get", "watch")
+	}
+	for _, id := range []string{pausing, stopping} {
+		answers(t, quick, calls(id), codes.FailedPrecondition, "SANDBOX_NOT_RUNNING", "exec", "stat", "processes")
+		answers(t, quick, calls(id), codes.OK, "", "receipt")
+	}
+	answers(t, quick, calls(starting), codes.NotFound, "NO_RECEIPT", "receipt")
+	caller{t, ctx}.refused("ILLEGAL_STATE", "POST", "/v1/sandboxes/"+pausing+"/ping", "{}")
+	thaw()
+	for range n {
+		if e := <-ends; e.err != nil {
+			t.Errorf("%s: %v", e.what, e.err)
+		}
+	}
+}
+
 func TestForeignAndMalformedIDsAndKeysThatMayNot(t *testing.T) {
 	ctx := start(t)
 	sb := create(t, ctx, &sandboxv1.CreateSandboxRequest{MemoryMb: 256})
@@ -157,6 +259,11 @@ func TestForeignAndMalformedIDsAndKeysThatMayNot(t *testing.T) {
 	wantError(t, err, codes.PermissionDenied)
 	_, err = tenants.ListAuditEvents(foreign, &sandboxv1.ListAuditEventsRequest{})
 	wantError(t, err, codes.PermissionDenied)
+
+	_, err = s.sandboxes.CreateSandbox(foreign, &sandboxv1.CreateSandboxRequest{Template: "tiny", Network: &sandboxv1.NetworkPolicy{AllowCidrs: []string{"10.0.0.0/8"}}})
+	refused(t, err, "SCOPE_REQUIRED")
+	_, err = tenants.GetQuota(foreign, &sandboxv1.GetQuotaRequest{TenantId: "default"})
+	refused(t, err, "ADMIN_ONLY")
 
 	reader, readerID := newKey(t, ctx, "", "read")
 	answers(t, as(ctx, reader), calls(sb.GetId()), codes.PermissionDenied, "MISSING_SCOPE", "delete", "pause", "resume", "ping", "fork", "snapshot", "exec")

@@ -144,18 +144,22 @@ func TestADroppedConnectionGoesOnWithoutLosingOrRepeatingAByte(t *testing.T) {
 	}
 }
 
-func TestAProcessEndsWithAConnectionThatIsClosed(t *testing.T) {
+func TestAProcessEndsWithAConnectionThatIsClosedOrGone(t *testing.T) {
 	g := start(t)
-	id := g.Add()
-	s := g.socket(id)
-	s.send(`{"start":{"cmd":"sleep","args":["1000"]}}`)
-	s.next()
-	s.Close(websocket.StatusNormalClosure, "")
-	eventually(t, "the process ends", func() bool {
-		var list struct{ Processes []struct{ Running bool } }
-		g.do("GET", "/v1/sandboxes/"+id+"/processes", nil).into(t, &list)
-		return len(list.Processes) == 1 && !list.Processes[0].Running
-	})
+	for what, leave := range map[string]func(*socket){
+		"closed": func(s *socket) { s.Close(websocket.StatusNormalClosure, "") }, "gone": func(s *socket) { s.CloseNow() },
+	} {
+		id := g.Add()
+		s := g.socket(id)
+		s.send(`{"start":{"cmd":"sleep","args":["1000"]}}`)
+		s.next()
+		leave(s)
+		eventually(t, what+": the process ends", func() bool {
+			var list struct{ Processes []struct{ Running bool } }
+			g.do("GET", "/v1/sandboxes/"+id+"/processes", nil).into(t, &list)
+			return len(list.Processes) == 1 && !list.Processes[0].Running
+		})
+	}
 }
 
 // eventually asks until it is so, for at most ten seconds.

@@ -7,11 +7,16 @@ import (
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 )
 
-// drainHost empties a host and streams what happens. The request has no body that says anything.
+// drainHost empties a host and streams what happens. The body may be left out, or be {}.
 func (s *Server) drainHost(w http.ResponseWriter, r *http.Request, params map[string]string) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	call, err := s.operations.DrainHost(ctx, &sandboxv1.DrainHostRequest{HostId: params["host_id"]})
+	q := &sandboxv1.DrainHostRequest{}
+	if err := decode(r.Body, q); err != nil {
+		return err
+	}
+	q.HostId = params["host_id"]
+	call, err := s.operations.DrainHost(ctx, q)
 	if err != nil {
 		return err
 	}

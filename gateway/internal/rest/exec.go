@@ -178,13 +178,12 @@ func (e *execSocket) begin() error {
 func (e *execSocket) input() {
 	for {
 		m, err := e.read(e.ctx)
-		if err == nil {
-			err = e.send(m)
+		if err != nil { // Among them io.EOF, of a client that went without a word.
+			e.endCall(err)
+			return
 		}
-		if errors.Is(err, io.EOF) {
-			continue // The call has ended, and output gets its status; the client's answer to the closing is still to be read.
-		}
-		if err != nil {
+		// After io.EOF the call has ended, and output gets its status; the client's answer to the closing is still to be read.
+		if err := e.send(m); err != nil && !errors.Is(err, io.EOF) {
 			e.endCall(err)
 			return
 		}
