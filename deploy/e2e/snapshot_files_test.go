@@ -162,7 +162,7 @@ func TestADurableSnapshotThatIsDamagedOnItsHostHealsThere(t *testing.T) {
 	for _, round := range []map[string]func([]byte) []byte{
 		{"state": flip, "memory.hdr": truncate, "disk.hdr": extend, "manifest.json": flip},
 		{"memory": flipEverywhere, "disk": truncate},
-		{"memory": truncate, "disk": extend},
+		{"memory": truncate},
 	} {
 		snapshot := pause(t, ctx, id).GetSnapshotId()
 		durable(t, ctx, id)
@@ -177,8 +177,14 @@ func TestADurableSnapshotThatIsDamagedOnItsHostHealsThere(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			damage(t, path, change)
-			if part != "memory" && part != "disk" && part != "manifest.json" { // Builds heal frame by frame, as they are read.
+			// The build may be the image's template's, of which the registry has not heard: others need it.
+			repair := damage(t, path, change)
+			defer func() {
+				if t.Failed() {
+					repair()
+				}
+			}()
+			if part != "manifest.json" {
 				before[path] = raw
 			}
 		}
@@ -187,9 +193,10 @@ func TestADurableSnapshotThatIsDamagedOnItsHostHealsThere(t *testing.T) {
 			t.Errorf("healed it answers %q", got)
 		}
 		for path, raw := range before {
-			if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, raw) {
-				t.Errorf("%s is not what it was: %v", path, err)
-			}
+			eventually(t, 30*time.Second, path+" is what it was", func() bool {
+				now, err := os.ReadFile(path)
+				return err == nil && bytes.Equal(now, raw)
+			})
 		}
 	}
 }

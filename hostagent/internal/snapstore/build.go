@@ -50,8 +50,9 @@ type build struct {
 	// refs counts the snapshots, images and drafts that name it, users the open ones of those. Both are guarded by Store.mu.
 	refs, users int
 
-	gate gate // held while body is made
-	body atomic.Pointer[buildBody]
+	mending atomic.Bool // its healing is on the worker's list
+	gate    gate        // held while body is made
+	body    atomic.Pointer[buildBody]
 }
 
 // buildBody is an open build. It stays open as long as it has users.
@@ -89,8 +90,10 @@ func (b *build) open(ctx context.Context) error {
 		}
 		body, err = b.openPartial(ctx)
 	}
+	healed := false
 	if err != nil {
 		body, err = b.healBuild(ctx, err)
+		healed = err == nil
 	}
 	if err != nil {
 		return err
@@ -99,6 +102,9 @@ func (b *build) open(ctx context.Context) error {
 		return errors.Join(&buildfmt.CorruptError{Build: b.ID, Frame: -1, Problem: fmt.Sprintf("it is of %s, recorded as of %s", kind, b.Kind)}, body.close())
 	}
 	b.body.Store(body)
+	if healed {
+		b.store.mend(b)
+	}
 	if body.part != nil && body.part.whole() {
 		// A former agent ended before it was completed, or all of it was healed.
 		b.store.finishFound(b)
@@ -237,6 +243,7 @@ func (b *build) readFrame(ctx context.Context, body *buildBody, i int, dst []byt
 	if err = b.healFrames(ctx, again, i, err); err != nil {
 		return "", err
 	}
+	b.store.mend(b)
 	_, err = again.reader.ReadFrame(ctx, i, dst)
 	return fromRegistry, err
 }

@@ -187,6 +187,49 @@ func (e elsewhere) ReadAt(ctx context.Context, p []byte, off int64) (string, err
 	return e.store.conf.Fetcher.ReadAt(ctx, e.snapshot, e.Data, p, off, e.distrust)
 }
 
+// mendTime bounds the background's healing of one build.
+const mendTime = 2 * time.Minute
+
+// mend has the rest of a build healed in the background, part of which was found damaged: what heals it today may be collected tomorrow.
+func (s *Store) mend(b *build) {
+	if !b.mending.CompareAndSwap(false, true) {
+		return
+	}
+	s.worker.add(func(ctx context.Context) {
+		defer b.mending.Store(false)
+		s.mu.Lock()
+		body, leave := s.useLocked(b)
+		s.mu.Unlock()
+		if body == nil {
+			return // Nobody has it open; whoever reads it next heals what he reads.
+		}
+		defer leave()
+		ctx, cancel := context.WithTimeout(ctx, mendTime)
+		defer cancel()
+		if err := b.mendAll(ctx, body); err != nil && s.worker.ctx.Err() == nil {
+			s.log.Error("not all of a damaged build can be healed", "build_id", b.ID, "error", err)
+		}
+	})
+}
+
+func (b *build) mendAll(ctx context.Context, body *buildBody) error {
+	r := body.reader
+	if body.part != nil {
+		_, err := body.part.bring(ctx, r, 0, r.Frames())
+		return err
+	}
+	var errs []error
+	for i := range r.Frames() {
+		if ctx.Err() != nil || frameWhole(r, body.file, i) {
+			continue
+		}
+		if err := b.healFrames(ctx, body, i, &buildfmt.CorruptError{Build: b.ID, Frame: i, Problem: "its checksum is wrong"}); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, context.Cause(ctx))...)
+}
+
 // healFrames replaces frame i of a whole build's file, and those damaged right behind it. A frame is written into its place: who reads it half
 // written sees that, and waits for its turn to heal it.
 func (b *build) healFrames(ctx context.Context, body *buildBody, i int, damage error) error {

@@ -133,12 +133,43 @@ func TestDamagedFramesAreHealedWhileTheyAreRead(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	eventually(t, func() bool {
+		now, err := os.ReadFile(path)
+		return err == nil && bytes.Equal(now, good)
+	})
 	s.Release()
 	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, good) {
 		t.Errorf("the file is not what it was: %v", err)
 	}
 	if healed.Load() == 0 {
 		t.Error("no healing was counted")
+	}
+}
+
+func TestTheRestOfADamagedBuildIsHealedThoughNobodyReadsIt(t *testing.T) {
+	near, _, _, man, _ := copied(t)
+	path := filepath.Join(near.conf.Dir, "builds", man.MemoryBuilds[0])
+	good, err := os.ReadFile(path)
+	check(t, err)
+	bad := slices.Clone(good)
+	for i := 512; i < len(bad)*9/10; i += 512 {
+		bad[i] ^= 0x10
+	}
+	for _, bad := range [][]byte{bad, good[:len(good)/2]} {
+		check(t, os.WriteFile(path, bad, 0o600))
+		s, err := near.store.OpenSnapshot(context.Background(), "snap_1")
+		check(t, err)
+		off := int64(0)
+		for n, zero := s.Memory().Run(off); zero; n, zero = s.Memory().Run(off) {
+			off += n
+		}
+		_, err = s.Memory().ReadAt(context.Background(), make([]byte, page), off)
+		check(t, err)
+		eventually(t, func() bool {
+			now, err := os.ReadFile(path)
+			return err == nil && bytes.Equal(now, good)
+		})
+		s.Release()
 	}
 }
 

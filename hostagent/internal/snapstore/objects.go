@@ -146,8 +146,15 @@ func (s *Store) openPart(key string, b *build) (*ObjectFile, error) {
 func (s *Store) use(b *build) (body *buildBody, leave func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	body = b.body.Load()
-	if body == nil || body.part == nil || b.users == 0 {
+	if body = b.body.Load(); body == nil || body.part == nil {
+		return nil, nil
+	}
+	return s.useLocked(b)
+}
+
+// useLocked is use for a build of which anything is here. The store's lock is held.
+func (s *Store) useLocked(b *build) (body *buildBody, leave func()) {
+	if body = b.body.Load(); body == nil || b.users == 0 {
 		return nil, nil
 	}
 	b.users++
