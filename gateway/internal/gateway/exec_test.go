@@ -145,10 +145,10 @@ func TestADroppedConnectionGoesOnWithoutLosingOrRepeatingAByte(t *testing.T) {
 }
 
 func TestAProcessEndsWithAConnectionThatIsClosedOrGone(t *testing.T) {
-	g := start(t)
 	for what, leave := range map[string]func(*socket){
 		"closed": func(s *socket) { s.Close(websocket.StatusNormalClosure, "") }, "gone": func(s *socket) { s.CloseNow() },
 	} {
+		g := start(t)
 		id := g.Add()
 		s := g.socket(id)
 		s.send(`{"start":{"cmd":"sleep","args":["1000"]}}`)
