@@ -3,6 +3,7 @@
 //   - exec.go: exec over WebSocket
 //   - files.go, multipart.go: files of any size, in constant memory
 //   - ports.go: programs in sandboxes that listen on a port
+//   - shield.go: what browsers may make of answers: the programs', the documentation's, the API's
 //   - events.go: streams of events as NDJSON or server-sent events
 //   - errors.go: the one shape that all errors have
 //   - middleware.go: what every request meets: request id, log, recovery, key, limits of its body
