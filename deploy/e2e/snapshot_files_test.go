@@ -82,7 +82,12 @@ func ruin(t *testing.T, host, key string, change func([]byte) []byte) (repair fu
 	err := filepath.WalkDir(filepath.Join(s.m.Dir, "objects"), func(path string, d fs.DirEntry, err error) error {
 		// Another object that goes meanwhile is none of those looked for.
 		if err == nil && !d.IsDir() && strings.Contains(path, key) {
-			repairs = append(repairs, damage(t, path, flipAll))
+			repair := damage(t, path, flipAll)
+			repairs = append(repairs, func() {
+				if _, err := os.Stat(path); err == nil { // Else it was collected, as nothing names it any more.
+					repair()
+				}
+			})
 		}
 		return nil
 	})
