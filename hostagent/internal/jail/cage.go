@@ -55,6 +55,46 @@ func (c *Cage) CPUTime() (time.Duration, error) {
 	return sum, err
 }
 
+// Wanted is, by thread id, how long each of its threads has run or has waited for a CPU to run on. A kernel without CONFIG_SCHED_INFO
+// does not tell, and it is empty.
+func (c *Cage) Wanted() (map[int]time.Duration, error) {
+	pids, err := c.processes()
+	if err != nil {
+		return nil, err
+	}
+	all := map[int]time.Duration{}
+	for _, pid := range pids {
+		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			var ran, waited int64
+			b, err := os.ReadFile(file)
+			if err != nil {
+				continue // It has ended.
+			}
+			if _, err := fmt.Sscan(string(b), &ran, &waited); err != nil {
+				return nil, fmt.Errorf("%s: %w", file, err)
+			}
+			tid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			if err != nil {
+				return nil, err
+			}
+			all[tid] = time.Duration(ran + waited)
+		}
+	}
+	return all, nil
+}
+
+// processes are those in the cage.
+func (c *Cage) processes() ([]int, error) {
+	if c.jail.controllers != nil {
+		return processes(c.jail.controllers.dirs(c.name))
+	}
+	return processesOf(c.uid)
+}
+
 // Remove kills whatever is still in it and removes it. The second time it does nothing.
 func (c *Cage) Remove(ctx context.Context) error {
 	if c.removed.Load() {
@@ -80,12 +120,7 @@ func (c *Cage) Remove(ctx context.Context) error {
 
 // kill kills what is in the cage, and tells whether nothing is.
 func (c *Cage) kill() (empty bool, err error) {
-	var pids []int
-	if c.jail.controllers != nil {
-		pids, err = processes(c.jail.controllers.dirs(c.name))
-	} else {
-		pids, err = processesOf(c.uid)
-	}
+	pids, err := c.processes()
 	for _, pid := range pids {
 		if pid == os.Getpid() {
 			// A thread of the agent stands in the cgroup for a moment while it launches a VMM there.

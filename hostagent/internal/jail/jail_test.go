@@ -3,6 +3,7 @@ package jail
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -142,6 +143,31 @@ func TestCPUTimeIsWhatWasUsed(t *testing.T) {
 		err = poll(t.Context(), func() (bool, error) {
 			used, err := cage.CPUTime()
 			return used > 50*time.Millisecond || err != nil, err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestWhatAThreadWantsIsItsTimeOnACPUAndItsWaitForOne(t *testing.T) {
+	each(t, func(t *testing.T, dir string, c controllers) {
+		j := newJail(t, "", dir, c)
+		made, err := j.Make(t.Context(), "sb_1", 1, 128*mib)
+		cage := cageOf(t, made, err)
+		run(t, cage, "while :; do :; done")
+		began := time.Now()
+		err = poll(t.Context(), func() (bool, error) {
+			all, err := cage.Wanted()
+			for _, d := range all {
+				if d > time.Since(began)+time.Minute {
+					return false, fmt.Errorf("%s is more than there was", d)
+				}
+				if d > 50*time.Millisecond {
+					return true, err
+				}
+			}
+			return false, err
 		})
 		if err != nil {
 			t.Error(err)

@@ -34,7 +34,8 @@ type world struct {
 	memory *fakeMemory
 	keep   int
 	// cpu is what every VMM has used.
-	cpu time.Duration
+	cpu    time.Duration
+	queued time.Duration // for a CPU
 }
 
 func newWorld() *world {
@@ -200,6 +201,11 @@ func (c fakeCage) CPUTime() (time.Duration, error) {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
 	return c.w.cpu, nil
+}
+func (c fakeCage) Wanted() (map[int]time.Duration, error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	return map[int]time.Duration{1: c.w.cpu + c.w.queued, 2: time.Second}, nil
 }
 func (c fakeCage) Remove(context.Context) error { c.w.take("cage", -1); return nil }
 

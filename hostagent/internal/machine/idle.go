@@ -63,12 +63,19 @@ func (m *Machine) remembers(st Status) bool {
 type cpuMark struct {
 	at   time.Time
 	used time.Duration
+	// wanted is what Cage.Wanted told.
+	wanted map[int]time.Duration
 	// rate is what was used since the mark before, in CPUs.
 	rate float64
 }
 
-// watchCPU counts CPU use above the threshold as activity: what computes is not idle, even if nobody looks at it. It is the VMM's
-// time, which costs the guest nothing to ask for, and an idle guest wakes up so seldom that it stays far below.
+// always is the share of the time from which on a thread that ran, or waited to, is said to compute all the time. A thread that wakes up
+// now and then stays below it even where each of its turns waits long.
+const always = 0.8
+
+// watchCPU counts computing as activity: what computes is not idle, even if nobody looks at it. That is CPU use above the threshold
+// and, on a host that has too few CPUs for all, a thread that would have used more had it got one. Both are the VMM's, which costs the
+// guest nothing to ask for, and an idle guest wakes up so seldom that it stays far below.
 func (m *Machine) watchCPU(now time.Time) {
 	if m.spec.Timeout <= 0 || m.host.conf.BusyCPU < 0 || now.Sub(m.cpu.at) < m.host.conf.Tick/2 {
 		return
@@ -83,15 +90,29 @@ func (m *Machine) watchCPU(now time.Time) {
 	if err != nil {
 		return // It has died; its watcher says so.
 	}
+	wanted, err := hold.cage.Wanted()
+	if err != nil {
+		return
+	}
 	last := m.cpu
-	m.cpu = cpuMark{at: now, used: used}
+	m.cpu = cpuMark{at: now, used: used, wanted: wanted}
 	if last.at.IsZero() || used < last.used {
 		return
 	}
 	m.cpu.rate = float64(used-last.used) / float64(now.Sub(last.at))
-	if m.cpu.rate > m.host.conf.BusyCPU {
+	if m.cpu.rate > m.host.conf.BusyCPU || m.cpu.starved(last) {
 		m.Touch()
 	}
+}
+
+// starved tells whether a thread wanted a CPU nearly all the time since the mark before.
+func (c cpuMark) starved(last cpuMark) bool {
+	for id, wanted := range c.wanted {
+		if before, was := last.wanted[id]; was && float64(wanted-before) > always*float64(c.at.Sub(last.at)) {
+			return true
+		}
+	}
+	return false
 }
 
 // idle tells whether nothing has used the sandbox for its timeout, nor does now.

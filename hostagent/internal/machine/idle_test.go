@@ -78,6 +78,32 @@ func TestAComputingSandboxIsNotIdleUntilItStops(t *testing.T) {
 	})
 }
 
+func TestASandboxThatWaitsForACPUAllTheTimeIsNotIdle(t *testing.T) {
+	queue := func(w *world, d time.Duration) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.queued += d
+	}
+	inBubble(t, 0.2, func(t *testing.T, w *world, _ *Host, m *Machine) {
+		for range 100 {
+			w.burn(100 * time.Millisecond) // 5 % of a CPU
+			queue(w, 1900*time.Millisecond)
+			wait(2 * time.Second)
+		}
+		if st := m.Status(); st.State != Running {
+			t.Fatalf("while it computes as well as it can it is %s: %s", st.State, st.Reason)
+		}
+		for range 32 {
+			w.burn(20 * time.Millisecond)
+			queue(w, time.Second) // an idle guest's wake-ups, each late
+			wait(2 * time.Second)
+		}
+		if st := m.Status(); st.State != Paused {
+			t.Fatalf("a minute after it stopped it is %s", st.State)
+		}
+	})
+}
+
 func TestWithoutAThresholdCPUUseDoesNotCount(t *testing.T) {
 	inBubble(t, -1, func(t *testing.T, w *world, _ *Host, m *Machine) {
 		for range 32 {

@@ -57,6 +57,8 @@ type Cage interface {
 	Procs() []string
 	// CPUTime is what its processes have used.
 	CPUTime() (time.Duration, error)
+	// Wanted is, by thread id, how long each of its threads has run or has waited for a CPU to run on.
+	Wanted() (map[int]time.Duration, error)
 	// Remove kills whatever is still in it and removes it.
 	Remove(ctx context.Context) error
 }
