@@ -1,16 +1,12 @@
 package rpc_test
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -55,30 +51,8 @@ func serveChild(dsn, dir string) error {
 // child starts a registry in a process of its own and points f at it; kill ends it as kill -9 does.
 func (f *fixture) child(dir string) (kill func()) {
 	f.t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childDSN+"="+f.dsn, childDir+"="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		f.t.Fatal(err)
-	}
-	killed := false
-	kill = func() {
-		if !killed {
-			killed = true
-			cmd.Process.Kill()
-			cmd.Wait()
-		}
-	}
-	f.t.Cleanup(kill)
-	addr, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		f.t.Fatal("registry did not start:", err)
-	}
-	f.connect(strings.TrimSpace(addr))
+	addr, kill := pgtest.Child(f.t, childDSN+"="+f.dsn, childDir+"="+dir)
+	f.connect(addr)
 	return kill
 }
 

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -40,12 +39,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, serveChild(dsn, os.Getenv(childDir)))
 		os.Exit(1)
 	}
-	code := pgtest.Main(m)
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(pgtest.MainWithoutLeaks(m))
 }
 
 // fixture is a registry over real gRPC, PostgreSQL and a store, with clients.

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -53,12 +52,7 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "building snapshotd: %v\n%s", err, out)
 		return 1
 	}
-	code := pgtest.Main(m)
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	return code
+	return pgtest.MainWithoutLeaks(m)
 }
 
 // mesh is a snapshotd in a process of its own, and hosts.

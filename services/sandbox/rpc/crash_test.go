@@ -1,15 +1,12 @@
 package rpc_test
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +15,7 @@ import (
 
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	"github.com/coveyhq/covey/services/chassis/pgtest"
 	"github.com/coveyhq/covey/services/sandbox/postgres"
 )
 
@@ -57,30 +55,8 @@ func serveChild(dsn, peersAddr string) error {
 // child starts a replica in a process of its own, which kill ends as kill -9 does.
 func (m *mesh) child() (r *replica, kill func()) {
 	m.t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childDSN+"="+m.dsn, childPeers+"="+m.peersAddr)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		m.t.Fatal(err)
-	}
-	killed := false
-	kill = func() {
-		if !killed {
-			killed = true
-			cmd.Process.Kill()
-			cmd.Wait()
-		}
-	}
-	m.t.Cleanup(kill)
-	addr, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		m.t.Fatal("replica did not start:", err)
-	}
-	return m.client(strings.TrimSpace(addr)), kill
+	addr, kill := pgtest.Child(m.t, childDSN+"="+m.dsn, childPeers+"="+m.peersAddr)
+	return m.client(addr), kill
 }
 
 func TestAReplicaKilledInTheMiddleOfACreationLosesNothing(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -34,12 +33,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, serveChild(dsn, os.Getenv(childPeers)))
 		os.Exit(1)
 	}
-	code := pgtest.Main(m)
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(pgtest.MainWithoutLeaks(m))
 }
 
 // testTiming makes the tests fast; the promises in them are of order, not of these times.

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -34,12 +33,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, program.Run(context.Background(), []string{"--config", path}, os.Stdout))
 		os.Exit(1)
 	}
-	code := pgtest.Main(m)
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(pgtest.MainWithoutLeaks(m))
 }
 
 // configure writes a configuration as the local mesh does.
