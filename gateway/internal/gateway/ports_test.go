@@ -235,3 +235,28 @@ func TestARequestToAPortWakesAPausedSandboxThatMay(t *testing.T) {
 		}
 	}
 }
+
+// TestAConnectionIsNotKeptAfterABodyThatNobodyRead: the next request on it would be lost.
+func TestAConnectionIsNotKeptAfterABodyThatNobodyRead(t *testing.T) {
+	g := start(t)
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
+	defer client.CloseIdleConnections()
+	for range 10 {
+		for path, want := range map[string]int{"/ports/80/x": 404, "/processes/p/signal": 404} {
+			req, err := http.NewRequestWithContext(t.Context(), "POST", g.url+"/v1/sandboxes/sb_no"+path, strings.NewReader("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("X-API-Key", meshtest.AdminKey)
+			res, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.Copy(io.Discard, res.Body)
+			res.Body.Close()
+			if res.StatusCode != want {
+				t.Errorf("%s: %d", path, res.StatusCode)
+			}
+		}
+	}
+}

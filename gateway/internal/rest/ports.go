@@ -219,6 +219,10 @@ func ownCookies(res *http.Response, q portRequest) {
 
 // portError answers where no program did.
 func (s *Server) portError(w http.ResponseWriter, r *http.Request, err error) {
+	if r.ContentLength != 0 && r.ProtoMajor == 1 {
+		// Nobody has read the body, and with full duplex nobody does: what follows on the connection could not be told from it.
+		w.Header().Set("Connection", "close")
+	}
 	st, ok := status.FromError(err)
 	switch {
 	case apierr.Reason(err) == "PORT_CLOSED":
