@@ -384,6 +384,12 @@ func (x *Index) Hosts(ctx context.Context, id string) ([]string, error) {
 	return hosts, known(err)
 }
 
+// Readers implements registry.Index.
+func (x *Index) Readers(ctx context.Context, id string) ([]string, error) {
+	hosts, err := x.q.ListReaders(ctx, id)
+	return hosts, known(err)
+}
+
 // SetHostSnapshots implements registry.Index.
 func (x *Index) SetHostSnapshots(ctx context.Context, hostID string, ids []string) (existing []string, err error) {
 	if ids == nil {

@@ -123,6 +123,19 @@ func (s *Service) Manifest(ctx context.Context, tenant, ref string) (Snapshot, [
 	return snap, hosts, err
 }
 
+// Readers tells which hosts have some of a snapshot or are fetching it. The empty id has none, and where it cannot be told there are none
+// either: who reads a range gets it without.
+func (s *Service) Readers(ctx context.Context, id string) []string {
+	if id == "" || checkID("snapshot_id", id) != nil {
+		return nil
+	}
+	hosts, err := s.index.Readers(ctx, id)
+	if err != nil && ctx.Err() == nil {
+		s.log.WarnContext(ctx, "who reads a snapshot cannot be told", "snapshot_id", id, "error", err)
+	}
+	return hosts
+}
+
 // Drop deletes a snapshot whatever its kind. It stays, found by nobody, until its leases have ended. One that is not
 // there is no error, and will not be registered any more.
 func (s *Service) Drop(ctx context.Context, tenant, id string) error {

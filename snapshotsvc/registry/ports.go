@@ -54,6 +54,8 @@ type Index interface {
 
 	// Hosts lists the hosts that have a snapshot.
 	Hosts(ctx context.Context, id string) ([]string, error)
+	// Readers lists the hosts that have a snapshot or hold a lease on it, as those do that fetch it.
+	Readers(ctx context.Context, id string) ([]string, error)
 	// SetHostSnapshots records what a host has, and returns which of it there is.
 	SetHostSnapshots(ctx context.Context, hostID string, ids []string) ([]string, error)
 	Builds(ctx context.Context, tenant, id string, limit int) ([]BuildUse, error)

@@ -105,18 +105,18 @@ func (s *hosts) ReadObject(r *snapshotv1.ReadObjectRequest, stream grpc.ServerSt
 	if err != nil {
 		return s.fail(ctx, err)
 	}
-	err = send(stream, body, n)
+	err = send(stream, s.Registry.Readers(ctx, r.GetSnapshotId()), body, n)
 	return s.fail(ctx, errors.Join(err, body.Close()))
 }
 
-// send copies n bytes into frames, each with a buffer of its own, as gRPC may look at a message after Send.
-func send(stream grpc.ServerStreamingServer[snapshotv1.ReadObjectResponse], body io.Reader, n int64) error {
-	for n > 0 {
+// send copies n bytes into frames, each with a buffer of its own, as gRPC may look at a message after Send. The first one names hosts.
+func send(stream grpc.ServerStreamingServer[snapshotv1.ReadObjectResponse], hosts []string, body io.Reader, n int64) error {
+	for ; n > 0; hosts = nil {
 		p := make([]byte, min(n, frameSize))
 		if _, err := io.ReadFull(body, p); err != nil {
 			return &registry.Error{Kind: registry.Unavailable, Reason: "STORE_UNAVAILABLE", Message: "the object could not be read to its end; try again", Err: err}
 		}
-		if err := stream.Send(&snapshotv1.ReadObjectResponse{Data: p}); err != nil {
+		if err := stream.Send(&snapshotv1.ReadObjectResponse{Data: p, HostIds: hosts}); err != nil {
 			return err
 		}
 		n -= int64(len(p))

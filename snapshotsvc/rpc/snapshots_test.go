@@ -369,6 +369,37 @@ func TestHostsAreKnownByWhatTheySayTheyHave(t *testing.T) {
 	}
 }
 
+func TestWhoReadsARangeIsToldWhichHostsFetchTheSameSnapshot(t *testing.T) {
+	f := newFixture(t)
+	a := newTemplate("a", newBuild(2<<20))
+	f.save(a)
+	lease := func(holder string) {
+		t.Helper()
+		if _, err := f.reg.AcquireLease(as(t, ""), &snapshotv1.AcquireLeaseRequest{SnapshotId: a.id(), Holder: holder, TtlSec: 60}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lease("host/host-b")
+	lease("sandbox/sb_1")
+	for id, want := range map[string][]string{a.id(): {"host-a", "host-b"}, "": nil, newID(): nil} {
+		s, err := f.reg.ReadObject(as(t, ""), &snapshotv1.ReadObjectRequest{Key: a.objects[3].ref.Key, SnapshotId: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := slices.Sorted(slices.Values(m.GetHostIds()))
+		if !slices.Equal(got, want) {
+			t.Errorf("read for %q: %v, want %v", id, got, want)
+		}
+		if m, err = s.Recv(); err != nil || len(m.GetHostIds()) != 0 {
+			t.Errorf("the second frame: %v, %v", m.GetHostIds(), err)
+		}
+	}
+}
+
 func TestBadRequestsNameTheFieldAndWhatIsLegal(t *testing.T) {
 	f := newFixture(t)
 	for field, spoil := range map[string]func(*snapshotv1.RegisterSnapshotRequest){

@@ -90,6 +90,13 @@ FROM snapshot.snapshot s WHERE s.tenant_id = @tenant_id AND s.state <> 'DELETING
 -- name: ListHosts :many
 SELECT host_id FROM snapshot.host WHERE snapshot_id = @snapshot_id ORDER BY host_id;
 
+-- name: ListReaders :many
+-- The hosts that have some of a snapshot, and those that are about to: they take a lease before they fetch anything.
+SELECT h.host_id FROM snapshot.host h WHERE h.snapshot_id = @snapshot_id
+UNION
+SELECT substr(l.holder, 6) FROM snapshot.lease l
+WHERE l.snapshot_id = @snapshot_id AND l.holder LIKE 'host/%' AND (l.until IS NULL OR l.until > now());
+
 -- name: ListExisting :many
 SELECT id FROM snapshot.snapshot WHERE id = ANY (sqlc.arg('ids')::text[]) AND state <> 'DELETING'
 ORDER BY id FOR KEY SHARE;

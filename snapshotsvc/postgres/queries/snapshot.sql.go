@@ -325,6 +325,34 @@ func (q *Queries) ListLineage(ctx context.Context, arg ListLineageParams) ([]str
 	return items, nil
 }
 
+const listReaders = `-- name: ListReaders :many
+SELECT h.host_id FROM snapshot.host h WHERE h.snapshot_id = $1
+UNION
+SELECT substr(l.holder, 6) FROM snapshot.lease l
+WHERE l.snapshot_id = $1 AND l.holder LIKE 'host/%' AND (l.until IS NULL OR l.until > now())
+`
+
+// The hosts that have some of a snapshot, and those that are about to: they take a lease before they fetch anything.
+func (q *Queries) ListReaders(ctx context.Context, snapshotID string) ([]string, error) {
+	rows, err := q.db.Query(ctx, listReaders, snapshotID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var host_id string
+		if err := rows.Scan(&host_id); err != nil {
+			return nil, err
+		}
+		items = append(items, host_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listSnapshots = `-- name: ListSnapshots :many
 SELECT id, tenant_id, name, kind, state, parent_id, host_id, metadata, manifest, create_time, register_time, durable_time FROM snapshot.snapshot
 WHERE tenant_id = $1 AND state <> 'DELETING'

@@ -1649,7 +1649,9 @@ type ReadObjectRequest struct {
 	// First byte.
 	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	// Bytes; 0 means to the end.
-	Length        int64 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
+	Length int64 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
+	// The snapshot that it is read for. If set, the answer names the hosts that read that too.
+	SnapshotId    string `protobuf:"bytes,4,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1705,11 +1707,20 @@ func (x *ReadObjectRequest) GetLength() int64 {
 	return 0
 }
 
+func (x *ReadObjectRequest) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
 // ReadObjectResponse is a piece of an object.
 type ReadObjectResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Bytes; at most 1 MiB a frame.
-	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Hosts that have some of the snapshot or are fetching it, who asks among them; in the first frame alone.
+	HostIds       []string `protobuf:"bytes,2,rep,name=host_ids,json=hostIds,proto3" json:"host_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1747,6 +1758,13 @@ func (*ReadObjectResponse) Descriptor() ([]byte, []int) {
 func (x *ReadObjectResponse) GetData() []byte {
 	if x != nil {
 		return x.Data
+	}
+	return nil
+}
+
+func (x *ReadObjectResponse) GetHostIds() []string {
+	if x != nil {
+		return x.HostIds
 	}
 	return nil
 }
@@ -2492,13 +2510,16 @@ const file_covey_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
 	"snapshotId\"Q\n" +
 	"\x16CommitSnapshotResponse\x127\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x1b.covey.snapshot.v1.SnapshotR\bsnapshot\"U\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x1b.covey.snapshot.v1.SnapshotR\bsnapshot\"v\n" +
 	"\x11ReadObjectRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x03 \x01(\x03R\x06length\"(\n" +
+	"\x06length\x18\x03 \x01(\x03R\x06length\x12\x1f\n" +
+	"\vsnapshot_id\x18\x04 \x01(\tR\n" +
+	"snapshotId\"C\n" +
 	"\x12ReadObjectResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"M\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x19\n" +
+	"\bhost_ids\x18\x02 \x03(\tR\ahostIds\"M\n" +
 	"\x12GetManifestRequest\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x1b\n" +
 	"\ttenant_id\x18\x02 \x01(\tR\btenantId\"\xa2\x01\n" +
