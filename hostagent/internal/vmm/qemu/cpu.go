@@ -60,7 +60,7 @@ type processors struct {
 // askProcessors asks QEMU what the processors have.
 func askProcessors(conf Config, series string) (processors, error) {
 	p := processors{series: series, accel: conf.Accel, model: conf.model(), host: cpu.Host()}
-	ctx, cancel := context.WithTimeout(context.Background(), conf.Timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), findOut)
 	defer cancel()
 	err := interview(ctx, conf, func(c *qmp.Client) error {
 		declared, err := expand(ctx, c, p.model)

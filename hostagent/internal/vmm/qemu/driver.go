@@ -116,10 +116,14 @@ func (c *Config) fill() (err error) {
 	return nil
 }
 
+// findOut bounds each thing that is found out of QEMU as the agent starts: it takes a tenth of a second, but an agent that comes back to a
+// host that is overrun must not take that for a QEMU that does not work.
+const findOut = time.Minute
+
 var versionLine = regexp.MustCompile(`^QEMU emulator version (\d+\.\d+\.\d+)`)
 
 func version(binary string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), findOut)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, binary, "-version").Output()
 	if err != nil {
