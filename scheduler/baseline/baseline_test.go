@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/coveyhq/covey/scheduler/plan"
+	"github.com/coveyhq/covey/services/chassis/consul"
 )
 
 // with are the essential features and some more, sorted.
@@ -80,5 +81,16 @@ func TestAHostInSeveralPoolsHasWhatAllTheirBaselinesLeave(t *testing.T) {
 	}
 	if _, has := s.Get(""); has {
 		t.Error("what was lifted is there")
+	}
+}
+
+func TestNoBaselineIsSetBeforeThoseInConsulAreKnown(t *testing.T) {
+	client, err := consul.New("127.0.0.1:1", "", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewStore(client, slog.New(slog.DiscardHandler))
+	if b, err := s.Set(t.Context(), Baseline{Features: []string{"sse2"}}); !errors.Is(err, errUnknown) {
+		t.Errorf("set: %+v, %v", b, err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -18,6 +19,8 @@ const prefix = "covey/cpu-baseline/"
 type Store struct {
 	consul *consul.Client // nil without Consul
 	log    *slog.Logger
+	// setting is held while a baseline is set: so what is written last has the highest generation.
+	setting chan struct{}
 
 	mu      sync.Mutex // guards the rest
 	known   bool       // what Consul has was read
@@ -27,7 +30,7 @@ type Store struct {
 
 // NewStore makes a store; Run must be running where there is Consul.
 func NewStore(c *consul.Client, log *slog.Logger) *Store {
-	return &Store{consul: c, log: log, known: c == nil, pools: map[string]Baseline{}, changed: make(chan struct{})}
+	return &Store{consul: c, log: log, setting: make(chan struct{}, 1), known: c == nil, pools: map[string]Baseline{}, changed: make(chan struct{})}
 }
 
 // Get is a pool's baseline; ok is false where it has none.
@@ -62,14 +65,27 @@ func (s *Store) Changed() <-chan struct{} {
 	return s.changed
 }
 
+// errUnknown: what this scheduler sets now might be older than what Consul has.
+var errUnknown = errors.New("the baselines in Consul were not read yet")
+
 // Set gives a pool a baseline, durably, or without features lifts the one that it has. It returns it with its generation.
 func (s *Store) Set(ctx context.Context, b Baseline) (Baseline, error) {
+	select {
+	case s.setting <- struct{}{}:
+		defer func() { <-s.setting }()
+	case <-ctx.Done():
+		return b, context.Cause(ctx)
+	}
 	s.mu.Lock()
+	known := s.known
 	b.Generation = time.Now().UnixMilli()
 	for _, p := range s.pools {
 		b.Generation = max(b.Generation, p.Generation+1) // whatever the clock says
 	}
 	s.mu.Unlock()
+	if !known {
+		return b, errUnknown
+	}
 	if s.consul != nil {
 		value, err := json.Marshal(b)
 		if err != nil {

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -65,13 +66,20 @@ func (s *Server) ClearBaseline(ctx context.Context, p *schedulerv1.ClearBaseline
 	if err := baseline.CheckLabel(p.GetLabel()); err != nil {
 		return nil, illegal(err)
 	}
-	if _, has := s.baselines.Get(p.GetLabel()); !has {
+	if _, has := s.baselines.Get(p.GetLabel()); !has && s.lifted(p.GetLabel()) {
 		return &schedulerv1.ClearBaselineResponse{}, nil
 	}
 	if _, err := s.keep(ctx, baseline.Baseline{Label: p.GetLabel()}); err != nil {
 		return nil, err
 	}
 	return &schedulerv1.ClearBaselineResponse{}, nil
+}
+
+// lifted tells that hosts of a pool for which there is no baseline have none. They may have one that another scheduler has just set, or this one
+// before it was started again without Consul.
+func (s *Server) lifted(label string) bool {
+	_, known := s.baselines.For(nil)
+	return known && !slices.ContainsFunc(baseline.Pool(s.known(), label), func(h plan.Host) bool { return len(h.Baseline) > 0 })
 }
 
 func (s *Server) keep(ctx context.Context, b baseline.Baseline) (baseline.Baseline, error) {

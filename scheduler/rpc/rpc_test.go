@@ -319,3 +319,18 @@ func TestABaselineReachesHostsAtOnceAndIsShownAndLifted(t *testing.T) {
 		t.Errorf("a label that is none: %v", err)
 	}
 }
+
+func TestABaselineIsLiftedByASchedulerThatDoesNotKnowOfIt(t *testing.T) {
+	s := newScheduler(t, started)
+	a := host("a")
+	a.CpuBaseline = &schedulerv1.CpuBaseline{Features: []string{"sse2"}, Generation: 7} // told before this scheduler was started
+	st := s.stream()
+	s.beat(st, a)
+	if _, err := s.hosts.ClearBaseline(within(t), &schedulerv1.ClearBaselineRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	told, err := st.Recv()
+	if err != nil || told.GetCpuBaseline() == nil || len(told.GetCpuBaseline().GetFeatures()) > 0 || told.GetCpuBaseline().GetGeneration() <= 7 {
+		t.Errorf("the host is told %v, %v", told, err)
+	}
+}

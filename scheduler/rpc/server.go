@@ -129,8 +129,8 @@ func (s *Server) Heartbeat(stream beats) error {
 	// Recv returns at the latest when this handler has, so that the server waits for the reader and not the handler.
 	s.readers.Go(func() { failed <- read(stream, in) })
 	var last answer
+	changed := s.baselines.Changed()
 	for {
-		changed := s.baselines.Changed()
 		select {
 		case p := <-in:
 			h, err := toHost(p.GetHost())
@@ -142,6 +142,7 @@ func (s *Server) Heartbeat(stream beats) error {
 				return err
 			}
 		case <-changed:
+			changed = s.baselines.Changed() // Before what has changed is read, so that no change is missed.
 			if last.state == plan.Gone {
 				continue // It has not said yet who it is.
 			}
