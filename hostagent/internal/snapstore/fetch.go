@@ -39,15 +39,27 @@ type partial struct {
 	missing int
 }
 
-// pull is a fetch under way; from and err may be read once done is closed.
+// pull is a fetch under way; all but done may be read once that is closed.
 type pull struct {
 	done chan struct{}
 	from string
 	err  error
+	// dropped: who fetched it did not want it any more.
+	dropped bool
 }
 
 // maxPull is the most that is fetched at once, bytes.
 const maxPull = 1 << 20
+
+// FetchUnit divides a build, bytes: what is fetched at once lies in one unit, by where its first frame begins. So hosts that fetch for each
+// other, unit by unit, never wait for each other in a circle.
+const FetchUnit = 4 << 20
+
+// sharedKey is the key of Shared in a context.
+type sharedKey struct{}
+
+// Shared tells a Fetcher that a range is of frames, of which other hosts that have the build open can fetch what they lack.
+func Shared(ctx context.Context) bool { return ctx.Value(sharedKey{}) != nil }
 
 // maxMarks bounds the map that is read, bytes.
 const maxMarks = buildfmt.MaxFrames + 1
@@ -176,13 +188,20 @@ func (p *partial) hasAll(r *buildfmt.Reader, off, length int64) bool {
 func (p *partial) hasStored(r *buildfmt.Reader, off, length int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	first := sort.Search(r.Frames(), func(i int) bool { f := r.Frame(i); return f.Offset+int64(f.Stored) > off })
-	for i := first; i < r.Frames() && r.Frame(i).Offset < off+length; i++ {
+	for i, end := storedFrames(r, off, length); i < end; i++ {
 		if !p.hasLocked(r, i) {
 			return false
 		}
 	}
 	return true
+}
+
+// storedFrames are the frames, from first to before end, that a range of the file has some of.
+func storedFrames(r *buildfmt.Reader, off, length int64) (first, end int) {
+	first = sort.Search(r.Frames(), func(i int) bool { f := r.Frame(i); return f.Offset+int64(f.Stored) > off })
+	for end = first; end < r.Frames() && r.Frame(end).Offset < off+length; end++ {
+	}
+	return first, end
 }
 
 func (p *partial) hasLocked(r *buildfmt.Reader, i int) bool {
@@ -227,6 +246,7 @@ func (p *partial) bring(ctx context.Context, r *buildfmt.Reader, first, end int)
 		case f == nil:
 		case !wait:
 			f.from, f.err = p.pull(ctx, r, first, n)
+			f.dropped = f.err != nil && ctx.Err() != nil
 			if e := p.land(r, first, n, f); f.err == nil {
 				f.err = e
 			}
@@ -237,8 +257,8 @@ func (p *partial) bring(ctx context.Context, r *buildfmt.Reader, first, end int)
 			case <-ctx.Done():
 				return "", context.Cause(ctx)
 			}
-			if f.err != nil && (errors.Is(f.err, context.Canceled) || errors.Is(f.err, context.DeadlineExceeded)) && ctx.Err() == nil {
-				continue // it was given up by who fetched it
+			if f.dropped && ctx.Err() == nil {
+				continue
 			}
 		}
 		if f != nil {
@@ -264,8 +284,11 @@ func (p *partial) claim(r *buildfmt.Reader, first, end int) (f *pull, wait bool,
 		return f, true, first + 1
 	}
 	f = &pull{done: make(chan struct{})}
-	size := 0
+	size, unit := 0, r.Frame(first).Offset/FetchUnit
 	for next = first; next < end && !p.hasLocked(r, next) && p.flights[next] == nil; next++ {
+		if r.Frame(next).Offset/FetchUnit != unit {
+			break
+		}
 		if size += r.Frame(next).Stored; size > maxPull && next > first {
 			break
 		}
@@ -279,6 +302,7 @@ func (p *partial) pull(ctx context.Context, r *buildfmt.Reader, first, end int) 
 	b, start := p.build, r.Frame(first).Offset
 	last := r.Frame(end - 1)
 	buf := make([]byte, last.Offset+int64(last.Stored)-start)
+	ctx = context.WithValue(ctx, sharedKey{}, true)
 	for _, distrust := range []bool{false, true} {
 		if from, err = b.store.conf.Fetcher.ReadAt(ctx, b.snapshot, b.Data, buf, start, distrust); err != nil {
 			return "", fmt.Errorf("build %s, frames %d to %d: %w", b.ID, first, end-1, err)

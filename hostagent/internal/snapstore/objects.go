@@ -1,6 +1,7 @@
 package snapstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/coveyhq/covey/hostagent/internal/machine"
 	"github.com/coveyhq/covey/snapshotsvc/snapfmt"
@@ -108,6 +110,49 @@ func (s *Store) OpenObject(key string) (*ObjectFile, error) {
 	return &ObjectFile{Size: st.Size(), f: f, done: func() {}}, nil
 }
 
+// Times of waiting for an object that is about to be here.
+const (
+	comeTime = 200 * time.Millisecond
+	comeLook = 5 * time.Millisecond
+)
+
+// AwaitObject is OpenObject for a host that reads the same snapshot at the same time: where that is just being fetched here, or the object
+// opened, it waits a little.
+func (s *Store) AwaitObject(ctx context.Context, snapshotID, key string) (*ObjectFile, error) {
+	o, err := s.OpenObject(key)
+	if !errors.Is(err, ErrNotHere) || !s.coming(snapshotID, key) {
+		return o, err
+	}
+	end := time.NewTimer(comeTime)
+	defer end.Stop()
+	look := time.NewTicker(comeLook)
+	defer look.Stop()
+	for errors.Is(err, ErrNotHere) {
+		select {
+		case <-look.C:
+			o, err = s.OpenObject(key)
+		case <-end.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return o, err
+}
+
+// coming tells whether a snapshot is being fetched, or a build of it opened.
+func (s *Store) coming(snapshotID, key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gates["snapshot "+snapshotID] != nil {
+		return true
+	}
+	_, id, _ := strings.Cut(key, "builds/")
+	parsed, err := snapfmt.ParseID(id)
+	b := s.builds[parsed]
+	return err == nil && b != nil && b.users > 0 && b.body.Load() == nil
+}
+
 // objectPath finds where an object lies, and which build it is.
 func (s *Store) objectPath(key string) (string, *build, error) {
 	unknown := fmt.Errorf("object %.200s: %w", key, ErrNotHere)
@@ -167,6 +212,16 @@ func (o *ObjectFile) ReadAt(p []byte, off int64) (int, error) {
 		return 0, ErrNotHere
 	}
 	return o.f.ReadAt(p, off)
+}
+
+// Fetch brings what is missing of a range.
+func (o *ObjectFile) Fetch(ctx context.Context, off, length int64) error {
+	if o.part == nil {
+		return nil
+	}
+	first, end := storedFrames(o.part.reader, off, length)
+	_, err := o.part.part.bring(ctx, o.part.reader, first, end)
+	return err
 }
 
 // Reader reads from an offset to the end.

@@ -28,6 +28,8 @@ const (
 	placesTime = 15 * time.Second
 	// stallTime is how long a stream may send nothing.
 	stallTime = 5 * time.Second
+	// ownerTime is how long it is waited for a peer that may have to fetch a range first. Then others are asked, and the registry.
+	ownerTime = time.Second
 	// maxPeers is how many peers are asked for one range.
 	maxPeers = 3
 	// Pauses between rounds in which nobody had a range.
@@ -40,8 +42,10 @@ type Fetcher struct {
 	t      *Transfer
 	health *health
 
-	mu     sync.Mutex // guards places
+	mu     sync.Mutex // guards all below
 	places map[string]*place
+	// asking are the snapshots whose places are being asked for; closed when it is known, or cannot be.
+	asking map[string]chan struct{}
 }
 
 var _ snapstore.Fetcher = (*Fetcher)(nil)
@@ -57,7 +61,7 @@ type place struct {
 }
 
 func newFetcher(t *Transfer) *Fetcher {
-	return &Fetcher{t: t, health: newHealth(), places: map[string]*place{}}
+	return &Fetcher{t: t, health: newHealth(t.conf.HostID), places: map[string]*place{}, asking: map[string]chan struct{}{}}
 }
 
 // holder is how this host is named in leases.
@@ -123,14 +127,14 @@ func (f *Fetcher) come(id string) (gone func()) {
 	})
 }
 
-// hold takes a lease and notes that it has to be released some day.
+// hold takes a lease, and notes before that it has to be released some day: an error does not tell that there is none.
 func (f *Fetcher) hold(ctx context.Context, id string) error {
 	f.t.leasing.Lock()
 	defer f.t.leasing.Unlock()
-	if err := f.lease(ctx, id); err != nil {
+	if err := f.t.marks.set(id, fetched); err != nil {
 		return err
 	}
-	return f.t.marks.set(id, fetched)
+	return f.lease(ctx, id)
 }
 
 func (f *Fetcher) notFound(id string, err error) error {
@@ -159,14 +163,53 @@ func (f *Fetcher) keep(id, maker string, hosts []string, renamed map[string]stri
 	return p
 }
 
-// place finds who has a snapshot. What is known is used where the registry cannot be asked.
-func (f *Fetcher) place(ctx context.Context, id string) *place {
+// learn takes in which hosts read a snapshot now.
+func (f *Fetcher) learn(id string, hosts []string) {
+	if len(hosts) == 0 {
+		return
+	}
 	f.mu.Lock()
 	known := f.places[id]
 	f.mu.Unlock()
-	if known != nil && time.Since(known.at) < placesTime {
+	if known != nil {
+		f.keep(id, known.maker, hosts, known.renamed)
+	}
+}
+
+// place finds who has a snapshot. What is known is used while another asks the registry, and where that cannot be asked.
+func (f *Fetcher) place(ctx context.Context, id string) *place {
+	f.mu.Lock()
+	known, asked := f.places[id], f.asking[id]
+	if known != nil && (asked != nil || time.Since(known.at) < placesTime) {
+		f.mu.Unlock()
 		return known
 	}
+	if asked == nil {
+		f.asking[id] = make(chan struct{})
+		f.mu.Unlock()
+		return f.ask(ctx, id, known)
+	}
+	f.mu.Unlock()
+	select {
+	case <-asked:
+	case <-ctx.Done():
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if known = f.places[id]; known == nil {
+		known = &place{}
+	}
+	return known
+}
+
+// ask asks the registry who has a snapshot, for all who wait for that.
+func (f *Fetcher) ask(ctx context.Context, id string, known *place) *place {
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		close(f.asking[id])
+		delete(f.asking, id)
+	}()
 	ctx, cancel := context.WithTimeout(ctx, stallTime)
 	defer cancel()
 	m, err := f.t.registry.GetManifest(ctx, &snapshotv1.GetManifestRequest{Snapshot: id})
@@ -218,17 +261,21 @@ func (f *Fetcher) round(ctx context.Context, snapshotID, key string, p []byte, o
 	}
 	var errs []error
 	if !distrust {
-		for i, host := range f.health.usable(where.hosts, where.maker, key, off) {
-			if i == maxPeers {
+		asked := 0
+		for _, a := range f.health.asks(where.hosts, where.maker, key, off, snapstore.Shared(ctx)) {
+			if asked == maxPeers {
 				break
 			}
-			if err = f.fromPeer(ctx, host, key, p, off); err == nil {
+			if err = f.fromPeer(ctx, a, snapshotID, key, p, off); err == nil {
 				return fromPeer, false, nil
 			}
-			errs = append(errs, fmt.Errorf("host %s: %w", host, err))
+			if !errors.Is(err, errNoPeer) {
+				asked++
+			}
+			errs = append(errs, fmt.Errorf("host %s: %w", a.host, err))
 		}
 	}
-	err = f.fromRegistry(ctx, key, p, off)
+	err = f.fromRegistry(ctx, snapshotID, key, p, off)
 	if err == nil {
 		return fromRegistry, false, nil
 	}
@@ -238,36 +285,46 @@ func (f *Fetcher) round(ctx context.Context, snapshotID, key string, p []byte, o
 	return "", lost && (distrust || len(where.hosts) == 0), errors.Join(errs...)
 }
 
+// errNoPeer wraps why a host cannot even be asked.
+var errNoPeer = errors.New("not asked")
+
 // fromPeer reads a range from another host, and remembers if that did not go well.
-func (f *Fetcher) fromPeer(ctx context.Context, host, key string, p []byte, off int64) (err error) {
+func (f *Fetcher) fromPeer(ctx context.Context, a ask, snapshotID, key string, p []byte, off int64) (err error) {
 	defer func() { f.t.metrics.fetched(ctx, fromPeer, len(p), err) }()
 	if f.t.conf.Peers == nil {
-		return errors.New("there are no peers")
+		return fmt.Errorf("%w: there are no peers", errNoPeer)
 	}
-	conn, err := f.t.conf.Peers.Dial(host)
+	conn, err := f.t.conf.Peers.Dial(a.host)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errNoPeer, err)
 	}
-	err = fill(ctx, p, func(ctx context.Context) (frames, error) {
-		return hostv1.NewPeerServiceClient(conn).ReadObject(ctx, &hostv1.ReadObjectRequest{Key: key, Offset: off, Length: int64(len(p))})
+	wait := stallTime
+	if a.fetch {
+		wait = ownerTime
+	}
+	err = fill(ctx, p, wait, func(ctx context.Context) (frames, error) {
+		return hostv1.NewPeerServiceClient(conn).ReadObject(ctx, &hostv1.ReadObjectRequest{
+			Key: key, Offset: off, Length: int64(len(p)), Fetch: a.fetch, SnapshotId: snapshotID,
+		})
 	})
 	switch {
 	case err == nil:
-		f.health.answered(host)
+		f.health.answered(a, key)
 	case status.Code(err) == codes.NotFound:
-		f.health.lacking(host, key)
+		f.health.lacking(a, key)
 	case ctx.Err() == nil:
-		f.t.log.Info("a peer did not answer and is left alone for a while", "peer", host, "key", key, "error", err)
-		f.health.failed(host)
+		f.t.log.Info("a peer did not answer and is left alone for a while", "peer", a.host, "key", key, "error", err)
+		f.health.failed(a.host)
 	}
 	return err
 }
 
-func (f *Fetcher) fromRegistry(ctx context.Context, key string, p []byte, off int64) (err error) {
+// fromRegistry reads a range from the registry, and learns who else reads the snapshot.
+func (f *Fetcher) fromRegistry(ctx context.Context, snapshotID, key string, p []byte, off int64) (err error) {
 	defer func() { f.t.metrics.fetched(ctx, fromRegistry, len(p), err) }()
-	return fill(ctx, p, func(ctx context.Context) (frames, error) {
-		s, err := f.t.registry.ReadObject(ctx, &snapshotv1.ReadObjectRequest{Key: key, Offset: off, Length: int64(len(p))})
-		return registryFrames{s}, err
+	return fill(ctx, p, stallTime, func(ctx context.Context) (frames, error) {
+		s, err := f.t.registry.ReadObject(ctx, &snapshotv1.ReadObjectRequest{Key: key, Offset: off, Length: int64(len(p)), SnapshotId: snapshotID})
+		return registryFrames{s, func(hosts []string) { f.learn(snapshotID, hosts) }}, err
 	})
 }
 
@@ -279,20 +336,22 @@ type frames interface {
 // registryFrames makes the registry's stream one.
 type registryFrames struct {
 	snapshotv1.RegistryService_ReadObjectClient
+	learn func(hosts []string)
 }
 
 func (s registryFrames) Recv() (*hostv1.ReadObjectResponse, error) {
 	m, err := s.RegistryService_ReadObjectClient.Recv()
+	s.learn(m.GetHostIds())
 	return &hostv1.ReadObjectResponse{Data: m.GetData()}, err
 }
 
 var errStalled = status.Error(codes.DeadlineExceeded, "it sends nothing any more")
 
-// fill reads exactly p from a stream that must not stand still.
-func fill(ctx context.Context, p []byte, open func(context.Context) (frames, error)) error {
+// fill reads exactly p from a stream that must not stand still; its first bytes may take wait.
+func fill(ctx context.Context, p []byte, wait time.Duration, open func(context.Context) (frames, error)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stall := time.AfterFunc(stallTime, func() { cancel(errStalled) })
+	stall := time.AfterFunc(wait, func() { cancel(errStalled) })
 	defer stall.Stop()
 	err := drain(ctx, p, stall, open)
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {

@@ -66,8 +66,8 @@ type mesh struct {
 	// wire joins registry and hosts where they have networks of their own; nil where all are on loopback.
 	wire *wire
 
-	// reads counts the ranges that hosts have asked the registry for.
-	reads atomic.Int64
+	// reads counts the ranges that hosts have asked the registry for, and sent the bytes that it has sent.
+	reads, sent atomic.Int64
 	// refuse makes the registry refuse new snapshots, as one of another release may.
 	refuse atomic.Bool
 
@@ -112,8 +112,23 @@ func (m *mesh) dialRegistry(site string) *grpc.ClientConn {
 		if method == snapshotv1.RegistryService_ReadObject_FullMethodName {
 			m.reads.Add(1)
 		}
-		return next(ctx, d, cc, method, opts...)
+		s, err := next(ctx, d, cc, method, opts...)
+		return counted{s, &m.sent}, err
 	}))
+}
+
+// counted adds up the bytes of objects that come.
+type counted struct {
+	grpc.ClientStream
+	sum *atomic.Int64
+}
+
+func (c counted) RecvMsg(m any) error {
+	err := c.ClientStream.RecvMsg(m)
+	if r, ok := m.(*snapshotv1.ReadObjectResponse); ok && err == nil {
+		c.sum.Add(int64(len(r.GetData())))
+	}
+	return err
 }
 
 func dial(t *testing.T, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
@@ -169,6 +184,8 @@ type host struct {
 	store *snapstore.Store
 	conn  *grpc.ClientConn
 	addr  string
+	// memory is the size of its VMs', bytes.
+	memory int
 	// served counts the ranges that other hosts have asked for, and lie makes their bytes wrong.
 	served atomic.Int64
 	lie    atomic.Bool
@@ -177,7 +194,7 @@ type host struct {
 
 func (m *mesh) host(id string) *host {
 	m.t.Helper()
-	h := &host{id: id, m: m, dir: m.t.TempDir()}
+	h := &host{id: id, m: m, dir: m.t.TempDir(), memory: memoryBytes}
 	h.start()
 	return h
 }
@@ -371,7 +388,7 @@ func (h *host) of() saved {
 		t.Fatal(err)
 	}
 	defer stock.Release()
-	s := saved{memory: make([]byte, memoryBytes), disk: make([]byte, diskBytes)}
+	s := saved{memory: make([]byte, h.memory), disk: make([]byte, diskBytes)}
 	if _, err := stock.Disk().ReadAt(t.Context(), s.disk, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +408,7 @@ func (h *host) saveAs(kind machine.SnapshotKind, name string, from saved) saved 
 	t.Helper()
 	m := machine.Manifest{
 		ID: newID(), Kind: kind, Name: name, Tenant: "acme", Driver: "qemu", Version: "7.2", Machine: "microvm-7.2", Accel: "tcg", VCPUs: 1,
-		MemoryBytes: memoryBytes, DiskBytes: diskBytes, KernelID: "k", Image: "tiny", SourceSandboxID: "sb_1", CreateTime: time.Now(),
+		MemoryBytes: int64(h.memory), DiskBytes: diskBytes, KernelID: "k", Image: "tiny", SourceSandboxID: "sb_1", CreateTime: time.Now(),
 	}
 	mem, disk := &fakeMemory{draft: &fakeDraft{}}, &fakeDisk{data: noise(1 << 20)}
 	if from.ID != "" {
@@ -411,7 +428,7 @@ func (h *host) saveAs(kind machine.SnapshotKind, name string, from saved) saved 
 	if err != nil {
 		t.Fatal(err)
 	}
-	dirty := noise(2 << 20)
+	dirty := noise(h.memory / 2)
 	err = errors.Join(os.WriteFile(d.StatePath(), noise(60_000), 0o600), d.WriteDirty(dirty, 1<<20), d.TakeDisk(t.Context()))
 	if err != nil {
 		t.Fatal(err)

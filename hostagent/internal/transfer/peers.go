@@ -3,15 +3,16 @@ package transfer
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
-	"hash/maphash"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/coveyhq/covey/hostagent/internal/snapstore"
 	"github.com/coveyhq/covey/services/chassis/consul"
 )
 
@@ -68,17 +69,21 @@ func (d *Directory) Dial(hostID string) (grpc.ClientConnInterface, error) {
 const (
 	firstAvoid = 5 * time.Second
 	lastAvoid  = time.Minute
-	// lackTime is how long a peer that lacks a range of an object is not asked for that object: it may be fetching it itself.
-	lackTime = 2 * time.Second
+	// A peer that lacks a range of an object is not asked for that object for a while, which grows as it goes on lacking what it is asked
+	// for: it may be fetching it itself.
+	firstLack = 50 * time.Millisecond
+	lastLack  = 2 * time.Second
 	// maxLacks bounds what is remembered of that.
 	maxLacks = 4096
 )
 
 // health remembers which peers to leave alone.
 type health struct {
-	mu    sync.Mutex // guards all
+	self string
+
+	mu    sync.Mutex // guards all below
 	ill   map[string]illness
-	lacks map[lack]time.Time
+	lacks map[lack]illness
 }
 
 type illness struct {
@@ -86,37 +91,55 @@ type illness struct {
 	until    time.Time
 }
 
-// lack is a peer that does not have all of an object.
-type lack struct{ host, key string }
-
-func newHealth() *health {
-	return &health{ill: map[string]illness{}, lacks: map[lack]time.Time{}}
+// ask is a peer that is asked for a range of an object.
+type ask struct {
+	host string
+	// fetch has it fetch what it lacks.
+	fetch bool
 }
 
-// usable are the hosts that can be asked for a range, in the order of asking, which spreads ranges over hosts. The maker is second
-// at the latest: when many hosts begin at once the others have little yet.
-func (h *health) usable(hosts []string, maker, key string, off int64) []string {
+// lack is an ask in vain.
+type lack struct {
+	ask
+	key string
+}
+
+func newHealth(self string) *health {
+	return &health{self: self, ill: map[string]illness{}, lacks: map[lack]illness{}}
+}
+
+// asks are the hosts that can be asked for a range, in the order of asking. All hosts order themselves alike for it, and each differently
+// for other ranges. A shared range is fetched by those before this host, if they lack it, so of those that read it at the same time the
+// first one fetches it for all, and no two wait for each other. The maker is second at the latest: it has everything, and when many hosts
+// begin at once the others have little yet.
+func (h *health) asks(hosts []string, maker, key string, off int64, shared bool) []ask {
+	own := weight(h.self, key, off)
+	weights := make(map[string]uint64, len(hosts))
+	all := make([]ask, 0, len(hosts))
+	for _, host := range hosts {
+		weights[host] = weight(host, key, off)
+		all = append(all, ask{host, shared && weights[host] < own})
+	}
 	h.mu.Lock()
 	now := time.Now()
-	hosts = slices.DeleteFunc(slices.Clone(hosts), func(host string) bool {
-		return now.Before(h.ill[host].until) || now.Before(h.lacks[lack{host, key}])
+	all = slices.DeleteFunc(all, func(a ask) bool {
+		return now.Before(h.ill[a.host].until) || now.Before(h.lacks[lack{a, key}].until)
 	})
 	h.mu.Unlock()
-	weight := func(host string) uint64 {
-		return maphash.String(spreadSeed, host+"\x00"+key+"\x00"+strconv.FormatInt(off/spreadUnit, 10))
+	slices.SortFunc(all, func(a, b ask) int { return cmp.Compare(weights[a.host], weights[b.host]) })
+	at := slices.IndexFunc(all, func(a ask) bool { return a.host == maker })
+	if at > 1 {
+		m := all[at]
+		all = slices.Insert(slices.Delete(all, at, at+1), 1, m)
 	}
-	slices.SortFunc(hosts, func(a, b string) int { return cmp.Compare(weight(a), weight(b)) })
-	if at := slices.Index(hosts, maker); at > 1 {
-		hosts = slices.Insert(slices.Delete(hosts, at, at+1), 1, maker)
-	}
-	return hosts
+	return all
 }
 
-// spreadUnit is how much of an object is asked of the same peer, bytes; spreadSeed differs from host to host, so that they do not all go to
-// the same peer for the same range.
-const spreadUnit = 4 << 20
-
-var spreadSeed = maphash.MakeSeed()
+// weight is where a host stands among those that are asked for a range; the least is first.
+func weight(host, key string, off int64) uint64 {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d", host, key, off/snapstore.FetchUnit))
+	return binary.BigEndian.Uint64(sum[:])
+}
 
 func (h *health) failed(host string) {
 	h.mu.Lock()
@@ -127,17 +150,22 @@ func (h *health) failed(host string) {
 	h.ill[host] = i
 }
 
-func (h *health) answered(host string) {
+func (h *health) answered(a ask, key string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.ill, host)
+	delete(h.ill, a.host)
+	delete(h.lacks, lack{a, key})
 }
 
-func (h *health) lacking(host, key string) {
+func (h *health) lacking(a ask, key string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.lacks) >= maxLacks {
 		clear(h.lacks)
 	}
-	h.lacks[lack{host, key}] = time.Now().Add(lackTime)
+	l := lack{a, key}
+	i := h.lacks[l]
+	i.until = time.Now().Add(min(lastLack, firstLack<<min(i.failures, 6)))
+	i.failures++
+	h.lacks[l] = i
 }

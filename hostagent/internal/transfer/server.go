@@ -20,6 +20,8 @@ const reasonNotHere = "OBJECT_NOT_HERE"
 // Objects are what a host has on its disk.
 type Objects interface {
 	OpenObject(key string) (*snapstore.ObjectFile, error)
+	// AwaitObject is OpenObject for who reads a snapshot that is perhaps just coming here.
+	AwaitObject(ctx context.Context, snapshotID, key string) (*snapstore.ObjectFile, error)
 }
 
 type peerServer struct {
@@ -37,7 +39,7 @@ func NewPeerServer(o Objects, log *slog.Logger) hostv1.PeerServiceServer {
 // ReadObject implements the service. Bytes are sent as they lie on the disk: who asked verifies them.
 func (s *peerServer) ReadObject(r *hostv1.ReadObjectRequest, stream grpc.ServerStreamingServer[hostv1.ReadObjectResponse]) (err error) {
 	ctx := stream.Context()
-	f, err := s.objects.OpenObject(r.GetKey())
+	f, err := s.open(ctx, r)
 	if err != nil {
 		return s.status(ctx, r.GetKey(), err)
 	}
@@ -53,6 +55,13 @@ func (s *peerServer) ReadObject(r *hostv1.ReadObjectRequest, stream grpc.ServerS
 	if n == 0 {
 		n = f.Size - off
 	}
+	if r.GetFetch() {
+		// What cannot be fetched here who asked may get elsewhere.
+		if err := f.Fetch(ctx, off, n); err != nil {
+			s.log.DebugContext(ctx, "a range cannot be fetched for another host", "key", r.GetKey(), "error", err)
+			return s.status(ctx, r.GetKey(), snapstore.ErrNotHere)
+		}
+	}
 	for n > 0 {
 		p := make([]byte, min(n, frameSize))
 		if _, err := f.ReadAt(p, off); err != nil {
@@ -64,6 +73,13 @@ func (s *peerServer) ReadObject(r *hostv1.ReadObjectRequest, stream grpc.ServerS
 		off, n = off+int64(len(p)), n-int64(len(p))
 	}
 	return nil
+}
+
+func (s *peerServer) open(ctx context.Context, r *hostv1.ReadObjectRequest) (*snapstore.ObjectFile, error) {
+	if r.GetFetch() {
+		return s.objects.AwaitObject(ctx, r.GetSnapshotId(), r.GetKey())
+	}
+	return s.objects.OpenObject(r.GetKey())
 }
 
 func (s *peerServer) status(ctx context.Context, key string, err error) error {

@@ -294,3 +294,41 @@ func TestManyHostsThatStartOneSnapshotAtOnceLeaveTheRegistryAlone(t *testing.T) 
 		t.Fatalf("the registry was asked %d times, peers %d", reads, served)
 	}
 }
+
+// The maker is out of reach, so that the registry is all there is at first; the hosts begin in lockstep, and knew nothing of each other.
+func TestManyColdHostsWithoutTheMakerMakeTheRegistrySendHardlyMoreThanOneDoes(t *testing.T) {
+	m := newMesh(t)
+	a := m.host("host-a")
+	a.memory = 64 << 20
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	a.stop()
+	first := m.host("host-first")
+	memory, disk := first.contents(s.ID)
+	s.same(t, memory, disk)
+	first.stop()
+	one := m.sent.Swap(0)
+	var hosts []*host
+	for _, id := range []string{"b", "c", "d", "e", "f", "g"} {
+		hosts = append(hosts, m.host("host-"+id))
+	}
+	var wg sync.WaitGroup
+	for _, h := range hosts {
+		wg.Go(func() {
+			memory, disk := h.contents(s.ID)
+			s.same(t, memory, disk)
+		})
+	}
+	wg.Wait()
+	many := m.sent.Load()
+	t.Logf("the registry has sent %d bytes to one host, %d to %d hosts at once", one, many, len(hosts))
+	if many > one*13/10 {
+		t.Errorf("the registry has sent %d bytes to %d hosts at once, %d to one", many, len(hosts), one)
+	}
+	for _, h := range hosts {
+		if h.served.Load() == 0 {
+			t.Errorf("%s has served nobody", h.id)
+		}
+	}
+}

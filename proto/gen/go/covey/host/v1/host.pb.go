@@ -1878,7 +1878,9 @@ type ReadObjectRequest struct {
 	Length int64 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
 	// Where this host has a part of the object and is reading it itself, it fetches what it lacks of the range first, so that of
 	// many hosts that read one object each range is fetched by one.
-	Fetch         bool `protobuf:"varint,4,opt,name=fetch,proto3" json:"fetch,omitempty"`
+	Fetch bool `protobuf:"varint,4,opt,name=fetch,proto3" json:"fetch,omitempty"`
+	// The snapshot that it is read for.
+	SnapshotId    string `protobuf:"bytes,5,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1939,6 +1941,13 @@ func (x *ReadObjectRequest) GetFetch() bool {
 		return x.Fetch
 	}
 	return false
+}
+
+func (x *ReadObjectRequest) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
 }
 
 // ReadObjectResponse is a piece of an object.
@@ -2134,12 +2143,14 @@ const file_covey_host_v1_host_proto_rawDesc = "" +
 	"\x15RemoveSnapshotRequest\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
 	"snapshotId\"\x18\n" +
-	"\x16RemoveSnapshotResponse\"k\n" +
+	"\x16RemoveSnapshotResponse\"\x8c\x01\n" +
 	"\x11ReadObjectRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x16\n" +
 	"\x06length\x18\x03 \x01(\x03R\x06length\x12\x14\n" +
-	"\x05fetch\x18\x04 \x01(\bR\x05fetch\"(\n" +
+	"\x05fetch\x18\x04 \x01(\bR\x05fetch\x12\x1f\n" +
+	"\vsnapshot_id\x18\x05 \x01(\tR\n" +
+	"snapshotId\"(\n" +
 	"\x12ReadObjectResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data2\xa5\t\n" +
 	"\vHostService\x12W\n" +
