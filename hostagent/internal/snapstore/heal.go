@@ -17,7 +17,8 @@ import (
 // Healing: what is damaged on this host is fetched from elsewhere, verified like everything that is fetched, and put in its place. So it
 // heals if the registry or another host has it whole; else it stays as it is, and is refused by name.
 
-// healTime bounds one healing: who waits for it would rather hear that the snapshot is damaged than wait for a registry that is out of reach.
+// healTime bounds how long others are asked in one healing: who waits for it would rather hear that the snapshot is damaged than wait for a
+// registry that is out of reach.
 const healTime = 10 * time.Second
 
 // damagedHere tells an error that another copy would not have.
@@ -127,11 +128,11 @@ func (s *Store) healRecord(ctx context.Context, e *entry, damage error) (*Record
 // stay, the others are fetched when they are read. The build's gate is held, and nobody has it open.
 func (b *build) healBuild(ctx context.Context, damage error) (*buildBody, error) {
 	var body *buildBody
-	err := b.store.heal(ctx, b.Data.Key, damage, func(ctx context.Context) (err error) {
+	err := b.store.heal(ctx, b.Data.Key, damage, func(asking context.Context) (err error) {
 		// Nothing is changed before it is certain that the build can be read.
-		r, err := buildfmt.Open(ctx, elsewhere{b, false}, b.Data.Size, b.ID)
+		r, err := buildfmt.Open(asking, elsewhere{b, false}, b.Data.Size, b.ID)
 		if errors.Is(err, buildfmt.ErrCorrupt) {
-			r, err = buildfmt.Open(ctx, elsewhere{b, true}, b.Data.Size, b.ID)
+			r, err = buildfmt.Open(asking, elsewhere{b, true}, b.Data.Size, b.ID)
 		}
 		if err != nil {
 			return err
@@ -142,7 +143,7 @@ func (b *build) healBuild(ctx context.Context, damage error) (*buildBody, error)
 			return err
 		}
 		defer f.Close()
-		have := wholeFrames(ctx, r, f)
+		have := wholeFrames(ctx, r, f) // It takes as long as the disk does, which a large build must not fail for.
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
@@ -152,7 +153,9 @@ func (b *build) healBuild(ctx context.Context, damage error) (*buildBody, error)
 		if err := os.Rename(path, path+partSuffix); err != nil {
 			return err
 		}
-		body, err = b.openPartial(ctx)
+		asking, cancel := context.WithTimeout(ctx, healTime)
+		defer cancel()
+		body, err = b.openPartial(asking)
 		return err
 	})
 	return body, err

@@ -196,6 +196,28 @@ func TestAPartialBuildThatIsWholeIsCompletedByTheNextAgent(t *testing.T) {
 	}
 }
 
+func TestAllFramesThatAFormerAgentLostAreNotedNotTheFirstAlone(t *testing.T) {
+	near, l, _, man, _ := copied(t)
+	near.stop()
+	path := filepath.Join(near.conf.Dir, "builds", man.MemoryBuilds[0])
+	good, err := os.ReadFile(path)
+	check(t, err)
+	marks := bytes.Repeat([]byte{1}, frames(t, man.MemoryBuilds[0], good)+1)
+	check(t, os.WriteFile(path+".have", marks, 0o600))
+	check(t, os.Remove(path))
+	copy(good[512:len(good)*9/10], make([]byte, len(good)))
+	check(t, os.WriteFile(path+".part", good, 0o600))
+	l.set(func() { l.cut = true })
+	near.start()
+	s, err := near.store.OpenSnapshot(context.Background(), "snap_1")
+	check(t, err)
+	defer s.Release()
+	eventually(t, func() bool {
+		now, err := os.ReadFile(path + ".have")
+		return err == nil && bytes.Count(now, []byte{0}) > 1
+	})
+}
+
 func frames(t *testing.T, id string, file []byte) int {
 	t.Helper()
 	build, err := snapfmt.ParseID(id)

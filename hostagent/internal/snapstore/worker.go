@@ -120,7 +120,10 @@ func (s *Store) finishFound(b *build) {
 			}
 			if err := body.part.lose(i); err != nil {
 				s.log.Warn("a lost frame cannot be noted", "build_id", b.ID, "frame", i, "error", err)
+				return
 			}
+		}
+		if !body.part.whole() {
 			return
 		}
 		if err := s.complete(b); err != nil {
