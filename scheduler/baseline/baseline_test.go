@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coveyhq/covey/scheduler/plan"
 	"github.com/coveyhq/covey/services/chassis/consul"
@@ -90,7 +91,18 @@ func TestNoBaselineIsSetBeforeThoseInConsulAreKnown(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := NewStore(client, slog.New(slog.DiscardHandler))
-	if b, err := s.Set(t.Context(), Baseline{Features: []string{"sse2"}}); !errors.Is(err, errUnknown) {
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if b, err := s.Set(short, Baseline{Features: []string{"sse2"}}); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "put") {
 		t.Errorf("set: %+v, %v", b, err)
+	}
+	set := make(chan error, 1)
+	go func() {
+		_, err := s.Set(t.Context(), Baseline{Features: []string{"sse2"}})
+		set <- err
+	}()
+	s.take(nil)
+	if err := <-set; err == nil || errors.Is(err, errUnknown) || !strings.Contains(err.Error(), "put") {
+		t.Errorf("once they are known it is not put there: %v", err)
 	}
 }

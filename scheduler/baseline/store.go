@@ -65,8 +65,29 @@ func (s *Store) Changed() <-chan struct{} {
 	return s.changed
 }
 
-// errUnknown: what this scheduler sets now might be older than what Consul has.
+// knowTime bounds how long a scheduler that has just started waits for what Consul has.
+const knowTime = 5 * time.Second
+
 var errUnknown = errors.New("the baselines in Consul were not read yet")
+
+// await waits until what Consul has is known: what is set before might be older.
+func (s *Store) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, knowTime, errUnknown)
+	defer cancel()
+	for {
+		s.mu.Lock()
+		known, changed := s.known, s.changed
+		s.mu.Unlock()
+		if known {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
 
 // Set gives a pool a baseline, durably, or without features lifts the one that it has. It returns it with its generation.
 func (s *Store) Set(ctx context.Context, b Baseline) (Baseline, error) {
@@ -76,16 +97,15 @@ func (s *Store) Set(ctx context.Context, b Baseline) (Baseline, error) {
 	case <-ctx.Done():
 		return b, context.Cause(ctx)
 	}
+	if err := s.await(ctx); err != nil {
+		return b, err
+	}
 	s.mu.Lock()
-	known := s.known
 	b.Generation = time.Now().UnixMilli()
 	for _, p := range s.pools {
 		b.Generation = max(b.Generation, p.Generation+1) // whatever the clock says
 	}
 	s.mu.Unlock()
-	if !known {
-		return b, errUnknown
-	}
 	if s.consul != nil {
 		value, err := json.Marshal(b)
 		if err != nil {
