@@ -39,6 +39,7 @@ type Export struct {
 	Objects []Object
 
 	store   *Store
+	entry   *entry
 	release func()
 }
 
@@ -53,7 +54,7 @@ func (s *Store) Export(id string) (*Export, error) {
 		s.unpin(e)
 		return nil, err
 	}
-	x := &Export{Record: r, Objects: []Object{r.State, r.MemoryHeader, r.DiskHeader}, store: s, release: sync.OnceFunc(func() { s.unpin(e) })}
+	x := &Export{Record: r, Objects: []Object{r.State, r.MemoryHeader, r.DiskHeader}, store: s, entry: e, release: sync.OnceFunc(func() { s.unpin(e) })}
 	if r.WorkingSet != nil {
 		x.Objects = append(x.Objects, *r.WorkingSet)
 	}

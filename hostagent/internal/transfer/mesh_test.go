@@ -70,6 +70,9 @@ type mesh struct {
 	reads, sent atomic.Int64
 	// refuse makes the registry refuse new snapshots, as one of another release may.
 	refuse atomic.Bool
+	// uploads counts the objects that hosts began to upload, and hold keeps them from it.
+	uploads atomic.Int64
+	hold    atomic.Bool
 
 	mu    sync.Mutex // guards hosts
 	hosts map[string]*host
@@ -111,6 +114,12 @@ func (m *mesh) dialRegistry(site string) *grpc.ClientConn {
 	return dial(m.t, m.addr, m.wire.from(site), grpc.WithUnaryInterceptor(refuse), grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 		if method == snapshotv1.RegistryService_ReadObject_FullMethodName {
 			m.reads.Add(1)
+		}
+		if method == snapshotv1.RegistryService_UploadObject_FullMethodName {
+			if m.hold.Load() {
+				return nil, status.Error(codes.Unavailable, "not now")
+			}
+			m.uploads.Add(1)
 		}
 		s, err := next(ctx, d, cc, method, opts...)
 		return counted{s, &m.sent}, err

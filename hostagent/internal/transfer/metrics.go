@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -14,9 +15,9 @@ type metrics struct {
 	uploadBytes, uploads, fetchBytes, fetches, heals metric.Int64Counter
 }
 
-// newMetrics makes the instruments; a nil meter makes them count nothing. waiting tells how many uploads are under way, and refused how many of
-// those the registry refuses.
-func newMetrics(m metric.Meter, waiting, refused func() int) (*metrics, error) {
+// newMetrics makes the instruments; a nil meter makes them count nothing. waiting tells how many uploads are under way, refused how many of
+// those the registry refuses, and damaged how many cannot be sent because they are damaged here.
+func newMetrics(m metric.Meter, waiting, refused, damaged func() int) (*metrics, error) {
 	if m == nil {
 		m = noop.NewMeterProvider().Meter("")
 	}
@@ -42,6 +43,7 @@ func newMetrics(m metric.Meter, waiting, refused func() int) (*metrics, error) {
 	}{
 		{"uploads.pending", "Snapshots of this host that are not durable yet.", waiting},
 		{"uploads.refused", "Snapshots of this host that the registry refuses to take.", refused},
+		{"uploads.damaged", "Snapshots of this host that are damaged here and whole nowhere else.", damaged},
 	} {
 		_, err := m.Int64ObservableGauge("covey.transfer."+g.name, metric.WithUnit("{snapshot}"), metric.WithDescription(g.desc),
 			metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
@@ -56,9 +58,12 @@ func newMetrics(m metric.Meter, waiting, refused func() int) (*metrics, error) {
 }
 
 func result(err error) string {
+	var d *damage
 	switch {
 	case err == nil:
 		return "ok"
+	case errors.As(err, &d):
+		return "damaged"
 	case refused(err):
 		return "refused"
 	}

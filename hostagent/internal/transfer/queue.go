@@ -13,6 +13,8 @@ const (
 	// Those of uploads that the registry refuses for a reason that may go away, like a quota or another release.
 	firstRefused = time.Second
 	lastRefused  = 5 * time.Minute
+	// damagedPause is that of those that are damaged here and whole nowhere else.
+	damagedPause = time.Hour
 )
 
 // queue holds the snapshots that are on their way into the registry.
@@ -29,6 +31,8 @@ type item struct {
 	running    bool
 	// tries is how often it was tried, refusals how often the registry has refused it since it was last out of reach or took it.
 	tries, refusals int
+	// damage is what makes it useless to send it; nil where none is known.
+	damage *damage
 	// notBefore is when it is to be tried again.
 	notBefore time.Time
 }
@@ -99,7 +103,7 @@ func (q *queue) remove(id string) {
 // later puts a snapshot that was taken back, to be tried again after a pause that grows.
 func (q *queue) later(id string) time.Duration {
 	return q.again(id, func(i *item) time.Duration {
-		i.refusals = 0
+		i.refusals, i.damage = 0, nil
 		return min(lastPause, firstPause<<min(i.tries, 10))
 	})
 }
@@ -110,6 +114,25 @@ func (q *queue) refused(id string) time.Duration {
 		i.refusals++
 		return min(lastRefused, firstRefused<<min(i.refusals-1, 10))
 	})
+}
+
+// damaged is later for one that is damaged here, and tells whether that was known.
+func (q *queue) damaged(id string, d *damage) (pause time.Duration, known bool) {
+	pause = q.again(id, func(i *item) time.Duration {
+		known = i.damage != nil
+		i.damage = d
+		return damagedPause
+	})
+	return pause, known
+}
+
+func (q *queue) damageOf(id string) *damage {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i := q.items[id]; i != nil {
+		return i.damage
+	}
+	return nil
 }
 
 func (q *queue) again(id string, after func(*item) time.Duration) time.Duration {
@@ -140,11 +163,16 @@ func (q *queue) len() int {
 }
 
 // lenRefused counts those that the registry refused when they were last tried.
-func (q *queue) lenRefused() (n int) {
+func (q *queue) lenRefused() int { return q.count(func(i *item) bool { return i.refusals > 0 }) }
+
+// lenDamaged counts those that are damaged here.
+func (q *queue) lenDamaged() int { return q.count(func(i *item) bool { return i.damage != nil }) }
+
+func (q *queue) count(is func(*item) bool) (n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, i := range q.items {
-		if i.refusals > 0 {
+		if is(i) {
 			n++
 		}
 	}

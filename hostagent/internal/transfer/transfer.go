@@ -95,7 +95,7 @@ func New(c Config) (*Transfer, error) {
 	if t.marks, err = openMarks(filepath.Join(c.Dir, "marks")); err != nil {
 		return nil, err
 	}
-	if t.metrics, err = newMetrics(c.Meter, t.queue.len, t.queue.lenRefused); err != nil {
+	if t.metrics, err = newMetrics(c.Meter, t.queue.len, t.queue.lenRefused, t.queue.lenDamaged); err != nil {
 		return nil, err
 	}
 	t.fetcher = newFetcher(t)
@@ -254,7 +254,13 @@ func (t *Transfer) try(ctx context.Context, id string) {
 		return
 	}
 	t.metrics.uploaded(ctx, err)
+	var d *damage
 	switch {
+	case errors.As(err, &d) && d.final:
+		// Told once: it is looked at again now and then, for another host may have come back.
+		if again, known := t.queue.damaged(id, d); !known {
+			log.Error("a snapshot is damaged on this host and nobody else has it whole; it is not uploaded", "key", d.object.Key, "error", err, "again_in", again)
+		}
 	case err == nil:
 		if err := t.done(id); err != nil {
 			log.Warn("a durable snapshot is not marked; the next agent will look at it again", "error", err)

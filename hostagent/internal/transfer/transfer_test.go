@@ -332,3 +332,60 @@ func TestManyColdHostsWithoutTheMakerMakeTheRegistrySendHardlyMoreThanOneDoes(t 
 		}
 	}
 }
+
+// spoil damages what a host has of a snapshot's memory.
+func (h *host) spoil(s saved) {
+	h.m.t.Helper()
+	path := filepath.Join(h.dir, "store", "builds", s.MemoryBuilds[len(s.MemoryBuilds)-1])
+	data, err := os.ReadFile(path)
+	if err != nil {
+		h.m.t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		h.m.t.Fatal(err)
+	}
+}
+
+func TestWhatIsDamagedBeforeItIsUploadedIsHealedFromAnotherHostAndBecomesDurable(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	m.hold.Store(true)
+	s := a.save()
+	a.register(s)
+	memory, disk := b.contents(s.ID)
+	s.same(t, memory, disk)
+	a.spoil(s)
+	m.hold.Store(false)
+	m.durable(s.ID)
+	a.stop()
+	memory, disk = m.host("host-c").contents(s.ID)
+	s.same(t, memory, disk)
+}
+
+func TestWhatIsDamagedHereAndWholeNowhereElseIsNotUploadedAgainAndAgain(t *testing.T) {
+	m := newMesh(t)
+	a := m.host("host-a")
+	good, bad := a.save(), a.save()
+	a.spoil(bad)
+	a.register(bad)
+	eventually(t, "it is uploaded once", func() bool { return m.uploads.Load() > 0 })
+	// Others go on meanwhile.
+	a.register(good)
+	m.durable(good.ID)
+	before := m.uploads.Load()
+	for end := time.After(2 * time.Second); ; { // Tries would follow in 0.2, 0.4 and 0.8 s.
+		select {
+		case <-time.After(50 * time.Millisecond):
+			continue
+		case <-end:
+		}
+		break
+	}
+	if n := m.uploads.Load(); n > before+2 {
+		t.Errorf("%d objects were uploaded after it was known", n-before)
+	}
+	if a.Pending() != 1 || m.isDurable(bad.ID) {
+		t.Errorf("%d are pending; durable: %v", a.Pending(), m.isDurable(bad.ID))
+	}
+}

@@ -12,18 +12,47 @@ import (
 
 	"github.com/coveyhq/covey/hostagent/internal/snapstore"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/apierr"
 )
 
 // frameSize is how much is sent in one message of an upload.
 const frameSize = 512 << 10
 
-// upload brings a snapshot into the registry.
+// damage is an object of a snapshot that is damaged on this host.
+type damage struct {
+	object snapstore.Object
+	error
+	// final: nobody else has it whole.
+	final bool
+}
+
+func (d *damage) Unwrap() error { return d.error }
+
+// upload brings a snapshot into the registry. The error is a damage where it found one; if that is final nothing can be done but wait.
 func (t *Transfer) upload(ctx context.Context, id string) error {
 	x, err := t.store.Export(id)
 	if err != nil {
 		return err
 	}
 	defer x.Close()
+	if d := t.queue.damageOf(id); d != nil {
+		// Nothing is sent before it is whole.
+		if err := x.Verify(ctx, d.object); err != nil {
+			return &damage{d.object, err, true}
+		}
+	}
+	err = t.uploadAll(ctx, x)
+	var d *damage
+	if errors.As(err, &d) && ctx.Err() == nil {
+		if e := x.Verify(ctx, d.object); e != nil {
+			return &damage{d.object, e, true}
+		}
+	}
+	return err
+}
+
+func (t *Transfer) uploadAll(ctx context.Context, x *snapstore.Export) error {
+	id := x.Record.Manifest.ID
 	state, err := t.register(ctx, x.Record)
 	if status.Code(err) == codes.AlreadyExists {
 		return t.settle(ctx, id, err)
@@ -82,7 +111,11 @@ func (t *Transfer) send(ctx context.Context, x *snapstore.Export, o snapstore.Ob
 	if err := t.sendFrom(stream, x, o, m.GetStoredBytes()); err != nil {
 		return err
 	}
-	if m, err = stream.Recv(); err == nil && !m.GetComplete() {
+	m, err = stream.Recv()
+	if apierr.Reason(err) == "CHECKSUM_MISMATCH" {
+		return &damage{o, err, false}
+	}
+	if err == nil && !m.GetComplete() {
 		err = fmt.Errorf("the registry has %d of %d bytes and wants no more", m.GetStoredBytes(), o.Size)
 	}
 	return err
@@ -99,7 +132,7 @@ func (t *Transfer) sendFrom(stream snapshotv1.RegistryService_UploadObjectClient
 		// gRPC may look at a message after Send, so each has bytes of its own.
 		p := make([]byte, min(frameSize, o.Size-off))
 		if _, err := f.ReadAt(p, off); err != nil {
-			return fmt.Errorf("reading it here: %w", err)
+			return &damage{o, fmt.Errorf("reading it here: %w", err), false}
 		}
 		if err := stream.Send(&snapshotv1.UploadObjectRequest{Offset: off, Data: p}); errors.Is(err, io.EOF) {
 			return nil
