@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // Read opens a range of a stored object; length 0 means to its end. The reader gives exactly the returned number of bytes.
@@ -64,6 +66,9 @@ type Upload struct {
 	key  string
 	path string
 	size int64
+	// moved is when it last went on, Unix nanoseconds, or 0 while it does; done is closed when it ends.
+	moved atomic.Int64
+	done  chan struct{}
 
 	mu sync.Mutex // guards all below
 	up StoreUpload
@@ -75,8 +80,12 @@ type Upload struct {
 
 var errUploadClosed = errors.New("the upload is closed")
 
-// Upload begins or continues the upload of an object that a snapshot names. It must be closed. A newer upload of the same
-// object takes over: the older one's next write is Aborted.
+// uploadIdle is how long an upload may stand still before a newer one of the same object takes over.
+const uploadIdle = 2 * time.Second
+
+// Upload begins or continues the upload of an object that a snapshot names. It must be closed. Where one of the same object is under way
+// and goes on, it waits for the end of that, and often finds the object complete then. One that stands still is taken over from: its next
+// write is Aborted.
 func (s *Service) Upload(ctx context.Context, tenant, snapshotID string, want Object) (*Upload, error) {
 	if err := checkID("snapshot_id", snapshotID); err != nil {
 		return nil, err
@@ -88,14 +97,30 @@ func (s *Service) Upload(ctx context.Context, tenant, snapshotID string, want Ob
 	if err != nil {
 		return nil, err
 	}
-	u := &Upload{s: s, key: o.Key, path: o.Path, size: o.Size}
+	u := &Upload{s: s, key: o.Key, path: o.Path, size: o.Size, done: make(chan struct{})}
+	if !o.Stored {
+		waited, err := s.takeOver(ctx, u)
+		if err != nil {
+			return nil, err
+		}
+		if waited {
+			if o, err = s.named(ctx, tenant, snapshotID, want); err == nil && o.Path != u.path {
+				err = NoObject(u.key)
+			}
+		}
+		if err != nil || o.Stored {
+			u.end(errUploadClosed)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	if o.Stored {
 		u.complete, u.closed = true, errUploadClosed
 		return u, nil
 	}
-	s.takeOver(u)
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	if u.closed != nil {
 		return nil, u.closed
 	}
@@ -130,15 +155,50 @@ func (s *Service) named(ctx context.Context, tenant, snapshotID string, want Obj
 	return StoredObject{}, Field("object.key", "%q is not named by snapshot %s", want.Key, snapshotID)
 }
 
-// takeOver makes u the upload of its path.
-func (s *Service) takeOver(u *Upload) {
-	s.mu.Lock()
-	old := s.uploads[u.path]
-	s.uploads[u.path] = u
-	s.mu.Unlock()
-	if old != nil {
-		old.end(&Error{Kind: Aborted, Reason: "UPLOAD_TAKEN_OVER", Message: "a newer upload of object " + u.key + " took over", Meta: map[string]string{"key": u.key}})
+// takeOver makes u the upload of its path, once there is none that goes on, and tells whether it had to wait for one.
+func (s *Service) takeOver(ctx context.Context, u *Upload) (waited bool, err error) {
+	for ; ; waited = true {
+		s.mu.Lock()
+		old := s.uploads[u.path]
+		wait := old.stillFor()
+		if wait <= 0 {
+			u.moved.Store(time.Now().UnixNano())
+			s.uploads[u.path] = u
+		}
+		s.mu.Unlock()
+		if wait <= 0 && old != nil {
+			old.end(&Error{
+				Kind: Aborted, Reason: "UPLOAD_TAKEN_OVER", Message: "this upload of object " + u.key + " stood still, and a newer one took over",
+				Meta: map[string]string{"key": u.key},
+			})
+		}
+		if wait <= 0 {
+			return waited, nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-old.done:
+		case <-timer.C:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		timer.Stop()
+		if err != nil {
+			return true, err
+		}
 	}
+}
+
+// stillFor is how long an upload may still stand still before it is taken over from. There may be none.
+func (u *Upload) stillFor() time.Duration {
+	if u == nil {
+		return 0
+	}
+	moved := u.moved.Load()
+	if moved == 0 {
+		return uploadIdle
+	}
+	return uploadIdle - time.Since(time.Unix(0, moved))
 }
 
 // State tells how many bytes there are and whether the object is whole and checked.
@@ -156,6 +216,8 @@ func (u *Upload) State() (offset int64, complete bool) {
 func (u *Upload) Write(ctx context.Context, off int64, p []byte) (complete bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.moved.Store(0)
+	defer func() { u.moved.Store(time.Now().UnixNano()) }()
 	switch {
 	case u.complete && len(p) > 0:
 		return true, Field("data", "goes beyond the object's %d bytes", u.size)
@@ -236,6 +298,7 @@ func (u *Upload) endLocked(why error) {
 		return
 	}
 	u.closed = why
+	close(u.done)
 	if u.up == nil {
 		return
 	}

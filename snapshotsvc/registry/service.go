@@ -37,7 +37,7 @@ type Service struct {
 	garbage chan struct{} // wakes the collector; holds at most one wake-up
 
 	mu sync.Mutex // guards uploads
-	// uploads are those under way, by path; the newest takes over from the one before.
+	// uploads are those under way, by path, one of each.
 	uploads map[string]*Upload
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -115,7 +116,7 @@ func TestAnUploadGoesOnWhereItWasBrokenOff(t *testing.T) {
 	f.whole(i)
 }
 
-func TestANewerUploadTakesOverFromOneThatHangs(t *testing.T) {
+func TestANewerUploadTakesOverFromOneThatStandsStill(t *testing.T) {
 	f := newFixture(t)
 	i := newPause(newBuild(3 << 20))
 	if _, err := f.reg.RegisterSnapshot(as(t, ""), i.reg); err != nil {
@@ -131,6 +132,43 @@ func TestANewerUploadTakesOverFromOneThatHangs(t *testing.T) {
 	}
 	_, err := hangs.Recv()
 	wantError(t, err, codes.Aborted, "UPLOAD_TAKEN_OVER", o.ref.Key)
+	f.save(i)
+	f.whole(i)
+}
+
+func TestTwoUploadsOfOneObjectDoNotDisturbEachOther(t *testing.T) {
+	f := newFixture(t)
+	i := newPause(newBuild(3 << 20))
+	if _, err := f.reg.RegisterSnapshot(as(t, ""), i.reg); err != nil {
+		t.Fatal(err)
+	}
+	o := i.objects[3]
+	first, _ := f.begin(as(t, ""), i.id(), o)
+	send := func(off int) {
+		t.Helper()
+		if err := first.Send(&snapshotv1.UploadObjectRequest{Offset: int64(off), Data: o.data[off:][:1<<20]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(0)
+	second, err := f.reg.UploadObject(as(t, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Send(&snapshotv1.UploadObjectRequest{SnapshotId: i.id(), Object: o.ref}); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	<-tick.C
+	send(1 << 20)
+	<-tick.C
+	send(2 << 20)
+	for name, s := range map[string]snapshotv1.RegistryService_UploadObjectClient{"the first": first, "the second": second} {
+		if m, err := s.Recv(); err != nil || !m.GetComplete() {
+			t.Errorf("%s: %v, %v", name, m, err)
+		}
+	}
 	f.save(i)
 	f.whole(i)
 }

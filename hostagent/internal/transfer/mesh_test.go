@@ -29,6 +29,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/transfer"
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/apierr"
 	"github.com/coveyhq/covey/services/chassis/pgtest"
 )
 
@@ -73,6 +74,8 @@ type mesh struct {
 	// uploads counts the objects that hosts began to upload, and hold keeps them from it.
 	uploads atomic.Int64
 	hold    atomic.Bool
+	// broken counts uploads of objects that were taken over by others.
+	broken atomic.Int64
 
 	mu    sync.Mutex // guards hosts
 	hosts map[string]*host
@@ -122,20 +125,23 @@ func (m *mesh) dialRegistry(site string) *grpc.ClientConn {
 			m.uploads.Add(1)
 		}
 		s, err := next(ctx, d, cc, method, opts...)
-		return counted{s, &m.sent}, err
+		return counted{s, m}, err
 	}))
 }
 
-// counted adds up the bytes of objects that come.
+// counted adds up the bytes of objects that come, and uploads that are broken off.
 type counted struct {
 	grpc.ClientStream
-	sum *atomic.Int64
+	m *mesh
 }
 
 func (c counted) RecvMsg(m any) error {
 	err := c.ClientStream.RecvMsg(m)
 	if r, ok := m.(*snapshotv1.ReadObjectResponse); ok && err == nil {
-		c.sum.Add(int64(len(r.GetData())))
+		c.m.sent.Add(int64(len(r.GetData())))
+	}
+	if apierr.Reason(err) == "UPLOAD_TAKEN_OVER" {
+		c.m.broken.Add(1)
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
@@ -60,9 +61,10 @@ func (t *Transfer) uploadAll(ctx context.Context, x *snapstore.Export) error {
 	if err != nil || state == snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE {
 		return describe("register", err)
 	}
-	g, gctx := errgroup.WithContext(ctx)
+	// One that cannot be sent now keeps none of the others from it.
+	var g errgroup.Group
 	for _, o := range x.Objects {
-		g.Go(func() error { return t.uploadObject(gctx, x, o) })
+		g.Go(func() error { return t.uploadObject(ctx, x, o) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -81,15 +83,38 @@ func (t *Transfer) settle(ctx context.Context, id string, cause error) error {
 	return describe("register", cause)
 }
 
-// uploadObject sends what the registry lacks of an object.
-func (t *Transfer) uploadObject(ctx context.Context, x *snapstore.Export, o snapstore.Object) error {
+// How often an object is tried that another host uploads too, and the pause between.
+const (
+	takenTries = 10
+	takenPause = time.Second
+)
+
+// uploadObject sends what the registry lacks of an object. Where another's upload of it takes over, only this object waits.
+func (t *Transfer) uploadObject(ctx context.Context, x *snapstore.Export, o snapstore.Object) (err error) {
+	for range takenTries {
+		if err = t.uploadOnce(ctx, x, o); apierr.Reason(err) != "UPLOAD_TAKEN_OVER" {
+			break
+		}
+		timer := time.NewTimer(takenPause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+	return describe(o.Key, err)
+}
+
+// uploadOnce takes one of the places of uploads.
+func (t *Transfer) uploadOnce(ctx context.Context, x *snapstore.Export, o snapstore.Object) error {
 	select {
 	case t.streams <- struct{}{}:
 		defer func() { <-t.streams }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return describe(o.Key, t.send(ctx, x, o))
+	return t.send(ctx, x, o)
 }
 
 // send is one stream. What the registry has already is not opened here, where it may be there in part alone.
