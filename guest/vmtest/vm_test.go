@@ -102,10 +102,10 @@ func newMachine(t testing.TB, image string, memoryMB int) *machine {
 		t.Fatal(err)
 	}
 	m.args = []string{
-		"netns", "exec", m.netns, "qemu-system-x86_64", "-M", "microvm,accel=tcg,acpi=on,rtc=on,memory-backend=mem", "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(memoryMB),
+		"netns", "exec", m.netns, "qemu-system-x86_64", "-M", "microvm,accel=tcg,acpi=on,rtc=on,memory-backend=mem", "-cpu", "Nehalem-v1,+rdrand", "-smp", "1", "-m", strconv.Itoa(memoryMB),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=%s,share=on", memoryMB, filepath.Join(m.dir, "memory")),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:" + m.console,
-		"-kernel", filepath.Join(from, "bzImage"), "-initrd", filepath.Join(from, "initramfs.cpio"), "-append", fmt.Sprintf("%s tsc_early_khz=%d", a.Cmdline, tsc.KHz()),
+		"-kernel", filepath.Join(from, "bzImage"), "-initrd", filepath.Join(from, "initramfs.cpio"), "-append", fmt.Sprintf("%s no_timer_check tsc=reliable tsc_early_khz=%d", a.Cmdline, tsc.KHz()),
 		"-blockdev", "driver=file,filename=" + disk + ",node-name=f0,discard=unmap", "-blockdev", "driver=raw,node-name=d0,file=f0,discard=unmap",
 		"-device", "virtio-blk-device,drive=d0",
 		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-device,netdev=n0,mac=06:00:AC:10:00:02,guest_announce=off",

@@ -3,6 +3,7 @@ package preload
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coveyhq/covey/guest/tsc"
 	"github.com/coveyhq/covey/hostagent/internal/pager"
 )
 
@@ -48,10 +50,11 @@ func (r rig) qemu(t *testing.T, img *pager.Image, s *pager.Session, id string, e
 	}
 	control := filepath.Join(r.dir, id+".qmp")
 	cmd := r.command(t, img, s, "qemu-system-x86_64", append([]string{
-		"-M", "microvm,accel=tcg,acpi=on,rtc=on,memory-backend=mem", "-cpu", "max", "-smp", "1", "-m", "128M",
+		"-M", "microvm,accel=tcg,acpi=on,rtc=on,memory-backend=mem", "-cpu", "Nehalem-v1,+rdrand", "-smp", "1", "-m", "128M",
 		"-object", "memory-backend-file,id=mem,size=128M,mem-path=" + MemPath(3) + ",share=on",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
-		"-kernel", kernel, "-append", "console=ttyS0 panic=-1",
+		// As the QEMU driver has it: a guest that has to measure its time stamp counter on a busy host may try for ever.
+		"-kernel", kernel, "-append", fmt.Sprintf("console=ttyS0 panic=-1 no_timer_check tsc=reliable tsc_early_khz=%d", tsc.KHz()),
 		"-qmp", "unix:" + control + ",server=on,wait=off",
 	}, extra...)...)
 	cmd.Stderr = os.Stderr
@@ -148,9 +151,11 @@ func (q *qemu) until(t *testing.T, query, want string) {
 	}
 }
 
-// sees reads the console until there is a line with text.
+// sees reads the console until there is a line with text; two minutes at most, then QEMU is killed.
 func (q *qemu) sees(t *testing.T, text string) {
 	t.Helper()
+	late := time.AfterFunc(2*time.Minute, func() { q.cmd.Process.Kill() })
+	defer late.Stop()
 	for {
 		line, err := q.console.ReadString('\n')
 		if strings.Contains(line, text) {
