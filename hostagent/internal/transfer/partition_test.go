@@ -121,3 +121,26 @@ func TestThreeHostsWhoseRegistryAndPeersAreCutOffInTurnReadTheSameBytes(t *testi
 	<-done
 	s.same(t, memory, disk)
 }
+
+func TestTwoHostsThatUploadOneBuildDoNotBreakEachOthersUploadsOff(t *testing.T) {
+	w := newWire(t)
+	m := newMeshOn(t, w)
+	a, b := m.host("host-a"), m.host("host-b")
+	a.memory, b.memory = 16<<20, 16<<20
+	m.hold.Store(true)
+	parent := a.save()
+	a.register(parent)
+	b.contents(parent.ID) // So b has all of it too.
+	child := b.saveAs(machine.PauseSnapshot, "", parent)
+	b.register(child)
+	w.slow(registrySite, 6<<20) // So that both are at it at the same time.
+	m.hold.Store(false)
+	m.durable(parent.ID)
+	m.durable(child.ID)
+	w.slow(registrySite, 1<<30)
+	if n := m.broken.Load(); n > 0 {
+		t.Errorf("%d uploads of objects were broken off", n)
+	}
+	memory, disk := m.host("host-c").contents(child.ID)
+	child.same(t, memory, disk)
+}

@@ -389,23 +389,3 @@ func TestWhatIsDamagedHereAndWholeNowhereElseIsNotUploadedAgainAndAgain(t *testi
 		t.Errorf("%d are pending; durable: %v", a.Pending(), m.isDurable(bad.ID))
 	}
 }
-
-func TestTwoHostsThatUploadOneBuildDoNotBreakEachOthersUploadsOff(t *testing.T) {
-	m := newMesh(t)
-	a, b := m.host("host-a"), m.host("host-b")
-	a.memory, b.memory = 64<<20, 64<<20
-	m.hold.Store(true)
-	parent := a.save()
-	a.register(parent)
-	b.contents(parent.ID) // So b has all of it too.
-	child := b.saveAs(machine.PauseSnapshot, "", parent)
-	b.register(child)
-	m.hold.Store(false)
-	m.durable(parent.ID)
-	m.durable(child.ID)
-	if n := m.broken.Load(); n > 0 {
-		t.Errorf("%d uploads of objects were broken off", n)
-	}
-	memory, disk := m.host("host-c").contents(child.ID)
-	child.same(t, memory, disk)
-}
