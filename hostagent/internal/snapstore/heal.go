@@ -199,7 +199,7 @@ func (s *Store) mend(b *build) {
 		return
 	}
 	s.worker.add(func(ctx context.Context) {
-		defer b.mending.Store(false)
+		b.mending.Store(false) // What is found from now on may be of frames that this has passed by.
 		s.mu.Lock()
 		body, leave := s.useLocked(b)
 		s.mu.Unlock()
