@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/coveyhq/covey/hostagent/internal/image"
@@ -91,9 +92,10 @@ func (s *Store) PrepareImages(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		s.retire(b.entry)
+		s.retire(formerOf(b.entry))
 		b.Release()
 	}
+	s.retire(func(e *entry) bool { return !slices.Contains(names, e.image.Name) })
 	return errors.Join(errs...)
 }
 
@@ -141,7 +143,7 @@ func (s *Store) convertEntered(ctx context.Context, img image.Image) (*entry, er
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", img.Name, err)
 	}
-	s.retire(e)
+	s.retire(formerOf(e))
 	return e, nil
 }
 
@@ -287,12 +289,17 @@ func (s *Store) replaceImage(ctx context.Context, e *entry, header []byte, made 
 	return errors.Join(syncPath(s.path("builds")), replaceFile(filepath.Join(e.dir, diskName), header))
 }
 
-// retire removes other images of the same name, which the catalog does not have any more.
-func (s *Store) retire(now *entry) {
+// formerOf tells what had an image's name before it.
+func formerOf(now *entry) func(*entry) bool {
+	return func(e *entry) bool { return e != now && e.image.Name == now.image.Name }
+}
+
+// retire removes images that the catalog does not have any more, as soon as nobody has them pinned. gone is called with mu held.
+func (s *Store) retire(gone func(*entry) bool) {
 	var idle []*entry
 	s.mu.Lock()
 	for _, e := range s.images {
-		if e != now && !e.doomed && e.image.Name == now.image.Name {
+		if !e.doomed && gone(e) {
 			e.doomed = true
 			if e.pins == 0 {
 				idle = append(idle, e)

@@ -75,3 +75,23 @@ func TestTheNextAgentFindsTheImageThatARunningSandboxIsOf(t *testing.T) {
 		t.Errorf("%d builds are left", n)
 	}
 }
+
+func TestAnImageWhoseNameTheCatalogHasNoMoreGoesOnceNobodyUsesIt(t *testing.T) {
+	w := newWorld(t, nil)
+	g := w.boot(4<<20, imageSize)
+	first := g.base.Manifest().ImageID
+	writeImage(t, filepath.Join(w.dir, "artifacts"), "another", imageSize, 2) // the only one from now on
+	check(t, w.store.PrepareImages(context.Background()))
+	got := make([]byte, len(g.diskData))
+	readView(t, g.base.Disk(), got)
+	if firstDifference(got, g.diskData) >= 0 {
+		t.Error("who uses it reads another")
+	}
+	g.end()
+	if _, err := w.store.OpenImage(context.Background(), first); !errors.Is(err, machine.ErrImageNotFound) {
+		t.Errorf("nobody uses it: %v", err)
+	}
+	if n := len(w.builds()); n != 1 {
+		t.Errorf("%d builds are left", n)
+	}
+}
