@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// fresh is how long a location is used without asking. A stale one costs a call to the wrong host, no more.
+	// fresh is how long a location is used without asking, while its host answers. A stale one costs a call to the wrong host, no more.
 	fresh = time.Minute
 	// maxLocations bounds the cache: beyond it, everything is asked for again.
 	maxLocations = 65536
@@ -47,8 +47,9 @@ type Hosts struct {
 	dial    func(addr string) (*grpc.ClientConn, error)
 	now     func() time.Time
 
-	mu    sync.Mutex // guards known
-	known map[place]location
+	mu     sync.Mutex // guards all below
+	known  map[place]location
+	pulses map[string]*pulse // by address
 }
 
 // place is a sandbox as a tenant names it: a location tells nothing to other tenants.
@@ -61,7 +62,7 @@ type location struct {
 
 // NewHosts makes a Hosts. Dial returns a pooled connection, which the Hosts never closes.
 func NewHosts(locator sandboxv1.LocatorServiceClient, dial func(addr string) (*grpc.ClientConn, error)) *Hosts {
-	return &Hosts{locator: locator, dial: dial, now: time.Now, known: map[place]location{}}
+	return &Hosts{locator: locator, dial: dial, now: time.Now, known: map[place]location{}, pulses: map[string]*pulse{}}
 }
 
 // Resolve is a relay.Resolve.
@@ -70,7 +71,7 @@ func (h *Hosts) Resolve(ctx context.Context, fullMethod, sandboxID string, refre
 	h.mu.Lock()
 	l, ok := h.known[p]
 	h.mu.Unlock()
-	if !ok || refresh || h.now().Sub(l.at) >= fresh {
+	if !ok || refresh || h.now().Sub(l.at) >= fresh || !h.beats(ctx, l.address) {
 		res, err := h.locator.LocateSandbox(ctx, &sandboxv1.LocateSandboxRequest{SandboxId: sandboxID, TenantId: p.tenant, Wake: wakes(fullMethod)})
 		switch {
 		case err == nil:
@@ -100,6 +101,11 @@ func (h *Hosts) keep(p place, l location) {
 		clear(h.known)
 	}
 	h.known[p] = l
+}
+
+// Forget has a sandbox of the caller's looked for anew: something was done to it that may have moved it.
+func (h *Hosts) Forget(ctx context.Context, sandboxID string) {
+	h.drop(place{tenant.From(ctx), sandboxID})
 }
 
 func (h *Hosts) drop(p place) {

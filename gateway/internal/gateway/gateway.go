@@ -132,7 +132,7 @@ type services struct{ sandboxes, scheduler, snapshots, data grpc.ClientConnInter
 func (g *Gateway) behind() services {
 	data := g.events.Data(dataplane.NewConn(g.hosts))
 	return services{
-		sandboxes: dataplane.Public(g.sandboxes, data), data: data,
+		sandboxes: dataplane.Public(g.sandboxes, data, g.hosts), data: data,
 		scheduler: g.events.Control(g.scheduler), snapshots: g.events.Control(g.snapshots),
 	}
 }

@@ -1,17 +1,20 @@
 package gateway_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/coveyhq/covey/gateway/internal/meshtest"
+	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
 )
 
 func TestASandboxIsMadeReadUsedAndDeletedOverREST(t *testing.T) {
@@ -167,6 +170,51 @@ func TestASandboxThatMovedIsFound(t *testing.T) {
 		}
 		if i == 0 {
 			g.Move(id)
+		}
+	}
+}
+
+func TestASandboxThatMovedAwayFromAHostThatIsCutOffIsReachedAtTheFirstCall(t *testing.T) {
+	g := start(t)
+	id := g.Add()
+	exec := "/v1/sandboxes/" + id + "/exec"
+	if a := g.post(exec, `{"cmd":"true"}`); a.status != http.StatusOK {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	g.CutOff(t, 0)
+	<-time.After(1200 * time.Millisecond) // It takes longer until a sandbox moves.
+	g.Move(id)
+	began := time.Now()
+	if a := g.post(exec, `{"cmd":"true"}`); a.status != http.StatusOK {
+		t.Fatalf("after %s: %d %s", time.Since(began), a.status, a.body)
+	}
+	if took := time.Since(began); took > 8*time.Second { // Keepalive needs 15 s.
+		t.Errorf("it took %s", took)
+	}
+	// By gRPC likewise, and now at once.
+	ctx, cancel := context.WithTimeout(as(t, meshtest.AdminKey), 8*time.Second)
+	defer cancel()
+	if _, err := guestv1.NewProcessServiceClient(g.dial()).Exec(ctx, &guestv1.ExecRequest{SandboxId: id, Cmd: "true"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWhatMovesASandboxHasItLookedForAnew(t *testing.T) {
+	g := start(t)
+	id := g.Add()
+	sandbox := "/v1/sandboxes/" + id
+	for i, between := range []string{"", "/ping", "/pause", "/resume"} {
+		if between != "" {
+			g.post(sandbox+between, "{}")
+		}
+		if between == "/pause" {
+			continue
+		}
+		if a := g.post(sandbox+"/exec", `{"cmd":"true"}`); a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		if want := map[bool]int{true: 2, false: 1}[i == 3]; g.Located() != want {
+			t.Errorf("after %q: asked %d times, want %d", between, g.Located(), want)
 		}
 	}
 }

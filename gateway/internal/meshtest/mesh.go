@@ -60,7 +60,8 @@ type Mesh struct {
 	dir    string
 	health *health.Server
 
-	mu        sync.Mutex // guards the rest
+	mu        sync.Mutex       // guards the rest
+	cut       [2]chan struct{} // of hosts that are cut off; closed when they are back
 	sandboxes map[string]*owned
 	snapshots map[string]*snapshotv1.Snapshot
 	keys      map[string]*sandboxv1.Key // by secret
@@ -105,7 +106,7 @@ func Start(t testing.TB) *Mesh {
 	for i := range m.Hosts {
 		h := &host{mesh: m, index: i, processes: map[string]*process{}}
 		t.Cleanup(h.stop)
-		m.Hosts[i] = serve(t, m, func(s *grpc.Server) {
+		m.Hosts[i] = serveOn(t, m, func(l net.Listener) net.Listener { return &cuttable{l, m, i} }, func(s *grpc.Server) {
 			guestv1.RegisterProcessServiceServer(s, h)
 			guestv1.RegisterFileServiceServer(s, h)
 			guestv1.RegisterPortServiceServer(s, h)
@@ -116,10 +117,15 @@ func Start(t testing.TB) *Mesh {
 }
 
 func serve(t testing.TB, m *Mesh, register func(*grpc.Server)) string {
+	return serveOn(t, m, func(l net.Listener) net.Listener { return l }, register)
+}
+
+func serveOn(t testing.TB, m *Mesh, wrap func(net.Listener) net.Listener, register func(*grpc.Server)) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	l = wrap(l)
 	s := grpc.NewServer(grpc.MaxRecvMsgSize(relay.MaxMessage), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
