@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// idleTime is how long a client may keep a connection that it does not use; proxies keep theirs for a minute or two.
+const idleTime = 5 * time.Minute
+
 // newWeb makes the server of HTTP/1.1 and HTTP/2 on the gRPC port.
 func (d *Daemon) newWeb() *http.Server {
 	own := d.opts.http
@@ -20,7 +23,7 @@ func (d *Daemon) newWeb() *http.Server {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // TLS has ended before this server.
 	return &http.Server{
-		ReadHeaderTimeout: 10 * time.Second, ErrorLog: d.debugLog(), Protocols: protocols,
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleTime, ErrorLog: d.debugLog(), Protocols: protocols,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if s, ok := c.(*securedConn); ok {
 				ctx = context.WithValue(ctx, tlsKey{}, &s.state)

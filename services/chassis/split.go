@@ -15,6 +15,8 @@ const (
 	preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 	// prefaceTime is how long a connection may take to show what it is.
 	prefaceTime = 10 * time.Second
+	// acceptAgain is how long after an error of Accept it is tried again: files that are open do not become fewer by asking.
+	acceptAgain = 20 * time.Millisecond
 )
 
 // splitter gives the connections of one listener to two: those whose first request is gRPC's, and others. Under TLS that is told inside it.
@@ -46,7 +48,8 @@ func (s *splitter) run() {
 			break
 		}
 		if err != nil {
-			continue // Of one connection, or too many open files: what accepts must go on.
+			<-time.After(acceptAgain) // Of one connection, or too many open files: what accepts must go on.
+			continue
 		}
 		s.mu.Lock()
 		s.pending[c] = struct{}{}
