@@ -79,7 +79,7 @@ func stalled(t *testing.T, live liveness, frames int, stall time.Duration) (got 
 
 func TestAClientThatReadsSlowlyIsWaitedForAndOneThatNeverReadsIsNot(t *testing.T) {
 	const frames = 1000 // 64 MB: more than sockets buffer
-	quick := liveness{every: 10 * time.Millisecond, pong: 20 * time.Millisecond, stall: time.Minute}
+	quick := liveness{every: 10 * time.Millisecond, pong: 300 * time.Millisecond, stall: time.Minute}
 	if got, err := stalled(t, quick, frames, time.Second); got != frames*talkerFrame || err != nil {
 		t.Errorf("a slow client got %d bytes, and then %v", got, err)
 	}
