@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -25,7 +26,7 @@ import (
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 )
 
-// localKeyFile is where a local mesh keeps its administrator's key; used when no other key is given.
+// localKeyFile is where a local mesh keeps its administrator's key; used on its own machine when no other key is given.
 const localKeyFile = "/var/lib/covey/local/api-key"
 
 // client is a connection to a gateway.
@@ -167,7 +168,8 @@ func withKey(ctx context.Context, key string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+key)
 }
 
-// findKey returns the key given, else $COVEY_API_KEY, else the one kept for the gateway by `covey auth login`, else the local mesh's.
+// findKey returns the key given, else $COVEY_API_KEY, else the one kept for the gateway by `covey auth login`, else the local mesh's
+// where the gateway is on this machine.
 func findKey(url, given string) (string, error) {
 	if given != "" {
 		return given, nil
@@ -178,9 +180,24 @@ func findKey(url, given string) (string, error) {
 	if l := keptLogin(); l.URL == url && l.Key != "" {
 		return l.Key, nil
 	}
-	b, err := os.ReadFile(localKeyFile)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+	return localKey(url, localKeyFile)
+}
+
+// localKey reads the local mesh's key. It is an administrator's, and no other machine gets it.
+func localKey(url, file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) || !onThisMachine(url) {
 		return "", errors.New("no API key: set COVEY_API_KEY or --api-key; `make up` starts a local mesh and prints its key")
 	}
 	return strings.TrimSpace(string(b)), err
+}
+
+// onThisMachine tells a gateway by a name or address that never leaves the machine.
+func onThisMachine(rawURL string) bool {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
 }

@@ -92,7 +92,7 @@ func (a *app) root() *cobra.Command {
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.url, "url", url, "the gateway (COVEY_URL)")
-	flags.StringVar(&a.key, "api-key", "", "API key (COVEY_API_KEY; default: that of covey auth login, or the local mesh's)")
+	flags.StringVar(&a.key, "api-key", "", "API key (COVEY_API_KEY; default: that of covey auth login, or on this machine the local mesh's)")
 	flags.StringVar(&a.caFile, "ca-file", os.Getenv("COVEY_CA_FILE"), "authorities of an https gateway's certificate, PEM (COVEY_CA_FILE; default: the machine's)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output: table or json, the API's own answers and errors")
 	flags.BoolVar(&a.json, "json", false, "short for -o json")
