@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -156,6 +157,29 @@ func TestTheNextAgentTakesRunningSandboxesBack(t *testing.T) {
 	b.resume(t, ctx, tiny("sb_kept"), "snap_kept")
 	if got := b.sh(t, ctx, "sb_kept", "cat /tmp/mark; wc -c </root/big"); got != "before\n8388608" {
 		t.Errorf("after a pause by the next agent it answers %q", got)
+	}
+}
+
+func TestAnAgentThatCannotBeginToServeEndsNoSandbox(t *testing.T) {
+	conf := testConfig(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	a := spawnAgent(t, conf)
+	a.start(t, ctx, tiny("sb_kept"))
+	before := a.list(t, ctx)["sb_kept"]
+	a.kill()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	unable := conf
+	unable.Stop, unable.Chassis.Listen = stopDestroy, taken.Addr().String()
+	if err := serve(ctx, unable); err == nil {
+		t.Fatal("it serves on a port that another has")
+	}
+	if after := spawnAgent(t, conf).list(t, ctx)["sb_kept"]; after.GetState() != sandboxv1.State_STATE_RUNNING || after.GetPid() != before.GetPid() {
+		t.Errorf("it was %v, it is %v", before, after)
 	}
 }
 

@@ -41,7 +41,7 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	m := &Main{conf: c}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.close(ctx))
+			err = errors.Join(err, m.giveUp(ctx))
 		}
 	}()
 	if m.lock, err = lockDir(c.StateDir); err != nil {
@@ -62,7 +62,11 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	}
 	// Not before: what runs may be of an image that the catalog does not have any more.
 	if err := m.parts.snaps.PrepareImages(ctx); err != nil {
-		return nil, err
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		// One image is no reason to leave all sandboxes alone; who asks for it hears what is wrong.
+		m.daemon.Log().Error("not all images can be used", "error", err)
 	}
 	return m, m.register()
 }
@@ -137,7 +141,7 @@ func (m *Main) run(ctx context.Context) error {
 	defer stop()
 	done := make(chan struct{})
 	if err := m.daemon.Listen(); err != nil {
-		return errors.Join(err, m.close(ctx))
+		return errors.Join(err, m.giveUp(ctx))
 	}
 	go func() {
 		defer close(done)
@@ -170,6 +174,12 @@ func (m *Main) beside(ctx context.Context) {
 	for range tasks {
 		<-ended
 	}
+}
+
+// giveUp is close for an agent that could not begin to serve: it ends no sandbox that it has taken back, whatever it does when it is stopped.
+func (m *Main) giveUp(ctx context.Context) error {
+	m.conf.Stop = stopKeep
+	return m.close(ctx)
 }
 
 // close frees everything in the order in which it depends on each other. VMs live on unless the configuration says otherwise.

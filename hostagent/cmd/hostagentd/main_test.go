@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -217,5 +218,44 @@ func TestASandboxIsBootedSpawnedPausedAndResumed(t *testing.T) {
 	_, err = a.process.Exec(ctx, &guestv1.ExecRequest{SandboxId: "sb_one", Cmd: "true"})
 	if status.Code(err) != codes.NotFound {
 		t.Errorf("exec in a destroyed sandbox: %v", err)
+	}
+}
+
+func TestAnImageThatCannotBeReadKeepsAnAgentFromNothingElse(t *testing.T) {
+	conf := testConfig(t)
+	raw, err := os.ReadFile(filepath.Join(conf.Artifacts, "artifacts.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var about map[string]any
+	if err := json.Unmarshal(raw, &about); err != nil {
+		t.Fatal(err)
+	}
+	about["images"].(map[string]any)["broken"] = map[string]any{"path": "images/none.ext4", "disk_mb": 64}
+	if raw, err = json.Marshal(about); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	entries, err := os.ReadDir(conf.Artifacts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if err := os.Symlink(filepath.Join(conf.Artifacts, e.Name()), filepath.Join(dir, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Remove(filepath.Join(dir, "artifacts.json")), os.WriteFile(filepath.Join(dir, "artifacts.json"), raw, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	conf.Artifacts = dir
+	a := startAgent(t, conf)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	a.start(t, ctx, tiny("sb_other"))
+	broken := tiny("sb_broken")
+	broken.Image = "broken"
+	if _, err := a.hosts.StartSandbox(ctx, &hostv1.StartSandboxRequest{Spec: broken, RestoreId: "rst_broken"}); err == nil {
+		t.Error("it is started from an image that is not there")
 	}
 }
