@@ -7,10 +7,15 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
+	"strings"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 )
 
 // idleTime is how long a client may keep a connection that it does not use; proxies keep theirs for a minute or two.
@@ -45,6 +50,24 @@ func (d *Daemon) newWeb() *http.Server {
 
 type tlsKey struct{}
 
+// clientKey is metadata in which mixed tells the gRPC server a client's address, host:port: the connection is the process's own.
+const clientKey = "covey-client"
+
+// fromWeb gives a call that mixed passed on its client's address. Daemons listen on TCP alone, so that no client comes over a Unix socket.
+func fromWeb(ctx context.Context) context.Context {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr.Network() != "unix" {
+		return ctx
+	}
+	client, err := netip.ParseAddrPort(strings.Join(metadata.ValueFromIncomingContext(ctx, clientKey), ","))
+	if err != nil {
+		return ctx
+	}
+	own := *p
+	own.Addr = net.TCPAddrFromAddrPort(client)
+	return peer.NewContext(ctx, &own)
+}
+
 // mixed passes gRPC calls that came on a connection of HTTP's to the gRPC server, in the process.
 func mixed(to *branch) *httputil.ReverseProxy {
 	protocols := new(http.Protocols)
@@ -54,6 +77,7 @@ func mixed(to *branch) *httputil.ReverseProxy {
 			p.SetURL(&url.URL{Scheme: "http", Host: "grpc"})
 			p.Out.Host = p.In.Host
 			p.Out.Header.Set("Te", "trailers") // A hop's own header, which gRPC wants.
+			p.Out.Header.Set(clientKey, p.In.RemoteAddr)
 		},
 		Transport: &http.Transport{Protocols: protocols, DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			near, far, err := socketPair()

@@ -76,7 +76,7 @@ func logged(_ context.Context, c interceptors.CallMeta) bool { return !isHealth(
 // identify gives a call its tenant and request id, which is made here where the caller has none, and tells the caller the id in a trailer:
 // a header would be a sign of life, after which a relay does not look for the sandbox elsewhere.
 func (d *Daemon) identify(ctx context.Context) (context.Context, metadata.MD) {
-	ctx = tenant.Incoming(ctx, !d.opts.public)
+	ctx = tenant.Incoming(fromWeb(ctx), !d.opts.public)
 	if tenant.RequestID(ctx) == "" {
 		ctx = tenant.WithRequestID(ctx, "req_"+ulid.Make().String())
 	}

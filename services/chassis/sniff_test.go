@@ -10,6 +10,9 @@ import (
 	"net/http/httptrace"
 	"testing"
 
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 )
 
@@ -24,7 +27,12 @@ func overHTTP2(t *testing.T) *http.Client {
 
 func TestHTTP2IsServedBesideGRPCAndOnOneConnectionWithIt(t *testing.T) {
 	hello := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello ", r.URL.Path, " ", r.Proto) })
-	d, _ := start(t, Config{}, &fakeHost{ping: func(context.Context) error { return nil }}, WithHTTP(hello))
+	var from net.Addr
+	d, _ := start(t, Config{}, &fakeHost{ping: func(ctx context.Context) error {
+		p, _ := peer.FromContext(ctx)
+		from = p.Addr
+		return nil
+	}}, WithHTTP(hello))
 	c := overHTTP2(t)
 	reused := 0
 	ctx := httptrace.WithClientTrace(within(t), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
@@ -40,6 +48,7 @@ func TestHTTP2IsServedBesideGRPCAndOnOneConnectionWithIt(t *testing.T) {
 		}
 		req.Header.Set("Content-Type", kind)
 		req.Header.Set("Te", "trailers")
+		req.Header.Set(clientKey, "192.0.2.1:1")
 		res, err := c.Do(req)
 		if err != nil {
 			t.Fatal(err)
@@ -60,12 +69,18 @@ func TestHTTP2IsServedBesideGRPCAndOnOneConnectionWithIt(t *testing.T) {
 		if status := res.Trailer.Get("Grpc-Status") + res.Header.Get("Grpc-Status"); status != "0" {
 			t.Errorf("gRPC on the same connection: %s %v %v", status, res.Header, res.Trailer)
 		}
+		if a, ok := from.(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
+			t.Errorf("the gRPC server takes the client for %v", from)
+		}
 	}
 	if reused != 3 {
 		t.Errorf("%d of 4 requests used the connection again", reused)
 	}
-	if _, err := client(t, caller(t, Config{}), d).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
+	if _, err := client(t, caller(t, Config{}), d).PingSandbox(metadata.AppendToOutgoingContext(within(t), clientKey, "192.0.2.1:1"), &hostv1.PingSandboxRequest{}); err != nil {
 		t.Error(err)
+	}
+	if a, ok := from.(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
+		t.Errorf("the gRPC server takes a native client for %v", from)
 	}
 }
 
