@@ -115,8 +115,8 @@ func (s *Service) dropSnapshot(ctx context.Context, c Chore) error {
 	return s.drop(ctx, c)
 }
 
-// drop drops a snapshot, whoever uses it: what is leased stays readable until it is leased no more. It is dropped from the registry, which will not register it any more, and from the hosts that have it. A host that is still making
-// it finds that out when it registers it.
+// drop drops a snapshot, whoever uses it: what is leased stays readable until it is leased no more. It is dropped from the registry, which will not
+// register it any more, and from the hosts that have it. A host that is still making it finds that out when it registers it.
 func (s *Service) drop(ctx context.Context, c Chore) error {
 	hosts := []string{c.HostID}
 	if m, err := s.snapshots.Manifest(ctx, "", c.SnapshotID); err == nil {

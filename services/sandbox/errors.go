@@ -34,7 +34,7 @@ const (
 var ErrConflict = errors.New("the sandbox was changed by another")
 
 // ErrCrowded: the host has another sandbox of the same anti-affinity.
-var ErrCrowded = errors.New("the host has another sandbox of the same anti-affinity")
+var ErrCrowded = &Error{Kind: Exhausted, Reason: "ANTI_AFFINITY", Message: "every host that was chosen has another sandbox of the same anti-affinity by now; try again"}
 
 // field is the error of a request's field; the message says what is legal and what was there.
 func field(name, format string, args ...any) *Error { return fault.Field(name, format, args...) }

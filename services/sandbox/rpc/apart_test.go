@@ -53,6 +53,15 @@ func TestSandboxesOfOneAntiAffinityNeverShareAHost(t *testing.T) {
 	if len(at) != 2 {
 		t.Fatalf("%d of 6 run on 2 hosts", len(at))
 	}
+	blind := func(yes bool) {
+		m.scheduler.mu.Lock()
+		m.scheduler.blind = yes
+		m.scheduler.mu.Unlock()
+	}
+	blind(true)
+	_, err := r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "base", AntiAffinity: "db"})
+	wantError(t, err, codes.ResourceExhausted, "ANTI_AFFINITY")
+	blind(false)
 	// Another name, and another tenant's same name, are no hindrance.
 	for _, o := range []struct{ tenant, name string }{{"acme", "web"}, {"rival", "db"}} {
 		if _, err := r.CreateSandbox(as(t, o.tenant), &sandboxv1.CreateSandboxRequest{Template: "base", AntiAffinity: o.name}); err != nil {
@@ -66,7 +75,7 @@ func TestSandboxesOfOneAntiAffinityNeverShareAHost(t *testing.T) {
 	if third.GetHostId() != "host-a" {
 		t.Errorf("the third is on %s", third.GetHostId())
 	}
-	_, err := r.ResumeSandbox(as(t, "acme"), &sandboxv1.ResumeSandboxRequest{SandboxId: paused})
+	_, err = r.ResumeSandbox(as(t, "acme"), &sandboxv1.ResumeSandboxRequest{SandboxId: paused})
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Error(err)
 	}

@@ -279,6 +279,7 @@ type fakeScheduler struct {
 	heard    *timestamppb.Timestamp // when hosts were last heard of
 	cordoned map[string]bool
 	unfit    bool // no host has the machine model that is asked for
+	blind    bool // it knows nothing of anti-affinity, as a former release
 	// placed is called with each placement before it is answered, without the lock; it may be nil.
 	placed   func(hostID string)
 	turn     int
@@ -309,7 +310,7 @@ func (s *fakeScheduler) place(r *schedulerv1.PlaceRequest) (*schedulerv1.PlaceRe
 			continue
 		}
 		// It remembers nothing, as a scheduler that has just started.
-		if r.GetAntiAffinity() && slices.Contains(r.GetApartFromHostIds(), h.id) {
+		if r.GetAntiAffinity() && !s.blind && slices.Contains(r.GetApartFromHostIds(), h.id) {
 			continue
 		}
 		s.reserved++
