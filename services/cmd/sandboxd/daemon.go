@@ -51,7 +51,8 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	if err := migrateSchema(ctx, c); err != nil {
 		return nil, err
 	}
-	d, err := chassis.New(c.Chassis, chassis.WithEndless(sandboxv1.SandboxService_WatchSandboxes_FullMethodName))
+	// What calls say of tenant and scopes is believed, so only the gateway's are taken, which has seen the key.
+	d, err := chassis.New(c.Chassis, chassis.WithAllowedCallers("covey-gateway"), chassis.WithEndless(sandboxv1.SandboxService_WatchSandboxes_FullMethodName))
 	if err != nil {
 		return nil, err
 	}

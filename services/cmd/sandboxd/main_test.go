@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
@@ -93,6 +94,30 @@ func TestTheProgramServesOverRealDatabaseAndConsul(t *testing.T) {
 	_, err = sandboxes.GetSandbox(ctx, &sandboxv1.GetSandboxRequest{SandboxId: "sb_01ARZ3NDEKTSV4RRFFQ69G5FAV"})
 	if status.Code(err) != codes.NotFound || apierr.Info(err) == nil {
 		t.Errorf("a sandbox that is not there: %v", err)
+	}
+}
+
+// TestAHostCannotSpeakForATenant is about a host that was taken over: it has an identity of the mesh, and could say of itself what only a gateway may.
+func TestAHostCannotSpeakForATenant(t *testing.T) {
+	server := consultest.Start(t)
+	c := config(t, t.TempDir(), pgtest.Database(t), server.Addr)
+	c.Chassis.TLS.Mode = chassis.TLSConsul
+	start(t, c)
+	for service, want := range map[string]codes.Code{"covey-gateway": codes.OK, "covey-host": codes.PermissionDenied} {
+		d, err := chassis.New(chassis.Config{Service: service, Consul: chassis.ConsulConfig{Address: server.Addr}, TLS: chassis.TLSConfig{Mode: chassis.TLSConsul}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		conn, err := d.Dial("covey-sandbox", grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), scopesKey, "admin"), 30*time.Second)
+		defer cancel()
+		if _, err := sandboxv1.NewKeyServiceClient(conn).ListKeys(ctx, &sandboxv1.ListKeysRequest{}); status.Code(err) != want {
+			t.Errorf("%s: %v, want %s", service, err, want)
+		}
 	}
 }
 
