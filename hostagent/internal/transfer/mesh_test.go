@@ -76,6 +76,9 @@ type mesh struct {
 	hold    atomic.Bool
 	// broken counts uploads of objects that were taken over by others.
 	broken atomic.Int64
+	// manifests counts those that hosts asked for, and unheard loses the answers to leases.
+	manifests atomic.Int64
+	unheard   atomic.Bool
 
 	mu    sync.Mutex // guards hosts
 	hosts map[string]*host
@@ -112,7 +115,14 @@ func (m *mesh) dialRegistry(site string) *grpc.ClientConn {
 		if method == snapshotv1.RegistryService_RegisterSnapshot_FullMethodName && m.refuse.Load() {
 			return status.Error(codes.InvalidArgument, "manifest: what is this")
 		}
-		return next(ctx, method, q, r, cc, opts...)
+		if method == snapshotv1.RegistryService_GetManifest_FullMethodName {
+			m.manifests.Add(1)
+		}
+		err := next(ctx, method, q, r, cc, opts...)
+		if method == snapshotv1.RegistryService_AcquireLease_FullMethodName && m.unheard.Load() {
+			return status.Error(codes.Unavailable, "the answer is lost")
+		}
+		return err
 	}
 	return dial(m.t, m.addr, m.wire.from(site), grpc.WithUnaryInterceptor(refuse), grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 		if method == snapshotv1.RegistryService_ReadObject_FullMethodName {

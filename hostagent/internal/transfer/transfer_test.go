@@ -389,3 +389,57 @@ func TestWhatIsDamagedHereAndWholeNowhereElseIsNotUploadedAgainAndAgain(t *testi
 		t.Errorf("%d are pending; durable: %v", a.Pending(), m.isDurable(bad.ID))
 	}
 }
+
+func TestOfManyWhoNeedToKnowWhoHasASnapshotOneAsks(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	b.open(s.ID).Release()
+	b.stop()
+	b.start() // It knows nothing any more.
+	before := m.manifests.Load()
+	got := b.open(s.ID)
+	defer got.Release()
+	var wg sync.WaitGroup
+	for i := range 32 {
+		wg.Go(func() {
+			if _, err := got.Memory().ReadAt(t.Context(), make([]byte, 4096), 1<<20+int64(i)*65536%(2<<20)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := m.manifests.Load() - before; n != 1 {
+		t.Errorf("the registry was asked %d times", n)
+	}
+}
+
+func TestALeaseWhoseAnswerIsLostIsGivenBack(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.host("host-a"), m.host("host-b")
+	s := a.save()
+	a.register(s)
+	m.durable(s.ID)
+	r, err := m.reg.GetManifest(t.Context(), &snapshotv1.GetManifestRequest{Snapshot: s.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leased := func() bool {
+		stream, err := m.reg.ReadObject(t.Context(), &snapshotv1.ReadObjectRequest{Key: r.GetManifest().GetState().GetKey(), SnapshotId: s.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Contains(got.GetHostIds(), "host-b")
+	}
+	m.unheard.Store(true)
+	if _, _, err := b.Fetcher().Find(t.Context(), s.ID); err == nil {
+		t.Fatal("found")
+	}
+	eventually(t, "the lease is given back", func() bool { return !leased() && !b.marked(s.ID) })
+}
