@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -52,7 +53,7 @@ func (p patient) Clone() credentials.TransportCredentials {
 }
 
 // checkPeer refuses callers that are no service of the mesh, or not one that may call.
-func (d *Daemon) checkPeer(ctx context.Context) error {
+func (d *Daemon) checkPeer(ctx context.Context, fullMethod string) error {
 	if !d.servesTLS() {
 		return nil
 	}
@@ -68,8 +69,13 @@ func (d *Daemon) checkPeer(ctx context.Context) error {
 	if err != nil {
 		return apierr.E(codes.Unauthenticated, "CALLER_UNKNOWN", err.Error())
 	}
-	if len(d.opts.callers) > 0 && !slices.Contains(d.opts.callers, service) {
-		return apierr.E(codes.PermissionDenied, "CALLER_NOT_ALLOWED", service+" may not call "+d.cfg.Service, "caller", service)
+	of := strings.TrimPrefix(fullMethod[:max(0, strings.LastIndexByte(fullMethod, '/'))], "/")
+	callers, own := d.opts.callersOf[of]
+	if !own {
+		callers = d.opts.callers
+	}
+	if (own || len(callers) > 0) && !slices.Contains(callers, service) {
+		return apierr.E(codes.PermissionDenied, "CALLER_NOT_ALLOWED", service+" may not call "+of+" of "+d.cfg.Service, "caller", service)
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func TestDaemonsKnowEachOtherByConsulsAuthority(t *testing.T) {
 		t.Errorf("by address: %v", err)
 	}
 	_, err := dialHosts(t, calling(t, secured(c, "covey-gateway"))).PingSandbox(within(t), &hostv1.PingSandboxRequest{})
-	if status.Code(err) != codes.PermissionDenied || apierr.Reason(err) != "CALLER_NOT_ALLOWED" || !strings.Contains(err.Error(), "covey-gateway may not call covey-host") {
+	if status.Code(err) != codes.PermissionDenied || apierr.Reason(err) != "CALLER_NOT_ALLOWED" || !strings.Contains(err.Error(), "covey-gateway may not call covey.host.v1.HostService of covey-host") {
 		t.Errorf("a service that may not call: %v", err)
 	}
 	_, err = raw(t, d.Addr(), credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})).PingSandbox(within(t), &hostv1.PingSandboxRequest{})
@@ -58,6 +58,16 @@ func TestDaemonsKnowEachOtherByConsulsAuthority(t *testing.T) {
 	}
 	if _, err := raw(t, d.Addr(), insecure.NewCredentials()).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("a caller without TLS: %v", err)
+	}
+	alone, _ := start(t, secured(c, "covey-scheduler"), ok(), WithAllowedCallers("covey-gateway"), WithCallersOf(hostv1.HostService_ServiceDesc.ServiceName, "covey-host"))
+	for service, want := range map[string]codes.Code{"covey-gateway": codes.PermissionDenied, "covey-host": codes.OK} {
+		conn, err := calling(t, secured(c, service)).Dial("covey-scheduler", grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hostv1.NewHostServiceClient(conn).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); status.Code(err) != want {
+			t.Errorf("%s calls a service of %s that others have to themselves: %v, want %s", service, alone.Addr(), err, want)
+		}
 	}
 	// The identities stay good while Consul is away.
 	c.Stop()

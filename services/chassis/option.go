@@ -24,6 +24,7 @@ type options struct {
 	http      http.Handler
 	tls       *tls.Config
 	callers   []string
+	callersOf map[string][]string // by gRPC service
 	endless   map[string]bool
 	server    []grpc.ServerOption
 	log       *slog.Logger
@@ -59,6 +60,16 @@ func WithTLS(get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) Option {
 // WithAllowedCallers lets only these services call, by their identities under mutual TLS. Default: every service of the mesh.
 func WithAllowedCallers(services ...string) Option {
 	return func(o *options) { o.callers = append(o.callers, services...) }
+}
+
+// WithCallersOf lets only these services call one gRPC service, like "covey.host.v1.PeerService", whoever may call the others.
+func WithCallersOf(grpcService string, services ...string) Option {
+	return func(o *options) {
+		if o.callersOf == nil {
+			o.callersOf = map[string][]string{}
+		}
+		o.callersOf[grpcService] = services
+	}
 }
 
 // WithEndless names server streams that go on until the caller ends them, like "/covey.sandbox.v1.SandboxService/WatchSandboxes". When the

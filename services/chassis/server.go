@@ -100,7 +100,7 @@ func (d *Daemon) admit(ctx context.Context, fullMethod string) (context.Context,
 	if isHealth(fullMethod) {
 		return ctx, nil
 	}
-	if err := d.checkPeer(ctx); err != nil || d.opts.auth == nil {
+	if err := d.checkPeer(ctx, fullMethod); err != nil || d.opts.auth == nil {
 		return ctx, err
 	}
 	return d.opts.auth(ctx, fullMethod)

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	"github.com/coveyhq/covey/scheduler/baseline"
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/scheduler/cordon"
@@ -32,7 +33,9 @@ type Main struct {
 
 // newMain makes everything and listens to nothing yet. run must be called, which also releases it.
 func newMain(c Config) (*Main, error) {
-	d, err := chassis.New(c.Chassis, chassis.WithAllowedCallers("covey-gateway", hostService, "covey-sandbox", ownService))
+	// A host may tell of itself, and nothing of others.
+	d, err := chassis.New(c.Chassis, chassis.WithAllowedCallers("covey-gateway", "covey-sandbox"),
+		chassis.WithCallersOf(schedulerv1.SchedulerService_ServiceDesc.ServiceName, hostService, "covey-sandbox", ownService))
 	if err != nil {
 		return nil, err
 	}
