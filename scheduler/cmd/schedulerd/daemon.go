@@ -33,7 +33,7 @@ type Main struct {
 
 // newMain makes everything and listens to nothing yet. run must be called, which also releases it.
 func newMain(c Config) (*Main, error) {
-	// A host may tell of itself, and nothing of others.
+	// Hosts have their heartbeats here, and no say about pools and cordons.
 	d, err := chassis.New(c.Chassis, chassis.WithAllowedCallers("covey-gateway", "covey-sandbox"),
 		chassis.WithCallersOf(schedulerv1.SchedulerService_ServiceDesc.ServiceName, hostService, "covey-sandbox", ownService))
 	if err != nil {
