@@ -21,7 +21,7 @@ const (
 
 func TestMain(m *testing.M) {
 	code, err := meshtest.Main(m, "chaos", mesh.Options{
-		Hosts: 3, Slots: 16, MemoryMB: 2048, Backbone: true, ObjectServer: true,
+		Hosts: 3, Slots: 16, MemoryMB: 2048, Backbone: true, ObjectServer: true, MutualTLS: true,
 		Timing: map[string]string{"lease": "3s", "reconcile": "1s", "host_lost": "4s", "unreachable": "10s", "unknown_grace": "5s"},
 	}, func(got *meshtest.Suite) { s = got })
 	if err != nil {

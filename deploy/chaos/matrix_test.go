@@ -116,6 +116,9 @@ func (a *act) check(t *testing.T, ctx context.Context, lost string) {
 	if !refusedClearly(a.resumeErr) || !refusedClearly(a.spawnErr) {
 		t.Errorf("the calls answered %v and %v", a.resumeErr, a.spawnErr)
 	}
+	for _, host := range []string{source, target} {
+		hostIs(t, ctx, host, schedulerv1.HostState_HOST_STATE_READY) // After Consul was away, only with the next check of each host.
+	}
 	t.Run("during an upload", func(t *testing.T) {
 		t.Parallel()
 		s.Durable(t, ctx, a.uploaded.ID)

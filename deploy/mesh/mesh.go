@@ -43,6 +43,8 @@ type Options struct {
 	ObjectServer bool
 	// Timing is sandboxd's, for tests that do not wait as long as a fleet does: "lease": "3s".
 	Timing map[string]string
+	// MutualTLS has the daemons know each other by certificates of Consul's authority, as they should on more machines than one.
+	MutualTLS bool
 	// Progress shows the steps; nil is silent.
 	Progress *Progress
 }

@@ -160,7 +160,9 @@ func (s *starter) consul(ctx context.Context, _ func(string)) (string, error) {
 
 // chassis is the part of the configuration that all daemons have.
 func (s *starter) chassis(service, name, listen string) map[string]any {
+	mode := map[bool]string{true: "consul", false: "off"}[s.o.MutualTLS]
 	return map[string]any{
+		"tls":            map[string]any{"mode": mode},
 		"service":        service,
 		"listen":         listen,
 		"consul":         map[string]any{"address": s.m.ConsulAddr},

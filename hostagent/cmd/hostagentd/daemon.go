@@ -211,7 +211,7 @@ func reap(ctx context.Context, c Config, out io.Writer) error {
 		return nil
 	}
 	c.Stop = stopDestroy
-	c.Chassis.Consul.Address, c.Chassis.Telemetry.TraceFile = "", ""
+	c.Chassis.Consul.Address, c.Chassis.TLS.Mode, c.Chassis.Telemetry.TraceFile = "", chassis.TLSOff, ""
 	c.Registry.Enabled = false
 	no := false
 	c.Scheduler = &no
