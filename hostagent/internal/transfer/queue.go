@@ -13,8 +13,9 @@ const (
 	// Those of uploads that the registry refuses for a reason that may go away, like a quota or another release.
 	firstRefused = time.Second
 	lastRefused  = 5 * time.Minute
-	// damagedPause is that of those that are damaged here and whole nowhere else.
-	damagedPause = time.Hour
+	// Those of what is damaged here and whole nowhere else, as far as others could be asked.
+	firstDamaged = time.Minute
+	lastDamaged  = time.Hour
 )
 
 // queue holds the snapshots that are on their way into the registry.
@@ -31,8 +32,9 @@ type item struct {
 	running    bool
 	// tries is how often it was tried, refusals how often the registry has refused it since it was last out of reach or took it.
 	tries, refusals int
-	// damage is what makes it useless to send it; nil where none is known.
+	// damage is what makes it useless to send it; nil where none is known. looks is how often it was found.
 	damage *damage
+	looks  int
 	// notBefore is when it is to be tried again.
 	notBefore time.Time
 }
@@ -103,7 +105,7 @@ func (q *queue) remove(id string) {
 // later puts a snapshot that was taken back, to be tried again after a pause that grows.
 func (q *queue) later(id string) time.Duration {
 	return q.again(id, func(i *item) time.Duration {
-		i.refusals, i.damage = 0, nil
+		i.refusals, i.damage, i.looks = 0, nil, 0
 		return min(lastPause, firstPause<<min(i.tries, 10))
 	})
 }
@@ -121,7 +123,8 @@ func (q *queue) damaged(id string, d *damage) (pause time.Duration, known bool) 
 	pause = q.again(id, func(i *item) time.Duration {
 		known = i.damage != nil
 		i.damage = d
-		return damagedPause
+		i.looks++
+		return min(lastDamaged, firstDamaged<<min(i.looks-1, 10))
 	})
 	return pause, known
 }
