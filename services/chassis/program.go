@@ -53,11 +53,13 @@ func (p Program[C]) Run(ctx context.Context, args []string, out io.Writer) error
 		}
 	}
 	flags := flag.NewFlagSet(p.Name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // what is wrong is returned
 	path := flags.String("config", "", "configuration file, YAML")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return nil
-	} else if err != nil {
+		_, err := fmt.Fprintln(out, p.usage())
 		return err
+	} else if err != nil {
+		return fmt.Errorf("%w; %s", err, p.usage())
 	}
 	if flags.NArg() > 0 || *path == "" && !command.Bare {
 		return errors.New(p.usage())

@@ -54,7 +54,7 @@ func TestAProgramDoesWhatItsArgumentsSay(t *testing.T) {
 		{"--config " + path + " more", "", usage},
 		{"unknown --config " + path, "", usage},
 		{"--config /not/there", "", "/not/there"},
-		{"-h", "", ""},
+		{"-h", usage + "\n", ""},
 		{"--unknown", "", "flag provided but not defined"},
 	} {
 		var out bytes.Buffer
