@@ -53,6 +53,9 @@ func (v *VM) SaveState(ctx context.Context, path string) error {
 
 // stream returns QEMU's state. QEMU saves it once only until the VM goes on; it stays the same for so long.
 func (v *VM) stream(ctx context.Context) ([]byte, error) {
+	if err := v.settle(ctx); err != nil {
+		return nil, err
+	}
 	status, err := v.stopped(ctx)
 	if err != nil || v.saved != nil {
 		return v.saved, err
@@ -79,16 +82,24 @@ func (v *VM) stream(ctx context.Context) ([]byte, error) {
 	return b, nil
 }
 
-// settle waits until QEMU has left its migration behind: it tells that the migration is complete a moment before it would go on.
+// settle waits until QEMU has left a migration behind: it ends those that nobody waits for any more too, and tells that one is complete a
+// moment before the VM can go on.
 func (v *VM) settle(ctx context.Context) error {
+	if !v.unsettled {
+		return nil
+	}
 	ctx, cancel := v.Bounded(ctx)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		status, err := v.stopped(ctx)
-		if err != nil || status != "finish-migrate" {
+		under, err := v.migrating(ctx)
+		if err != nil {
 			return err
+		}
+		if !under {
+			v.unsettled = false
+			return nil
 		}
 		select {
 		case <-tick.C:
@@ -98,6 +109,21 @@ func (v *VM) settle(ctx context.Context) error {
 	}
 }
 
+// migrating tells whether a migration is under way.
+func (v *VM) migrating(ctx context.Context) (bool, error) {
+	var migration, run struct{ Status string }
+	if err := v.do(ctx, "query-migrate", nil, &migration); err != nil {
+		return false, err
+	}
+	switch migration.Status {
+	case "", "none", "completed", "failed", "cancelled":
+	default:
+		return true, nil
+	}
+	err := v.do(ctx, "query-status", nil, &run)
+	return run.Status == "finish-migrate", err
+}
+
 // migrate has QEMU write its state to a file or read it from one, and returns when it has.
 func (v *VM) migrate(ctx context.Context, command string, stream *os.File) error {
 	ctx, cancel := v.Bounded(ctx)
@@ -105,6 +131,7 @@ func (v *VM) migrate(ctx context.Context, command string, stream *os.File) error
 	for len(v.migration) > 0 {
 		<-v.migration // of an earlier one
 	}
+	v.unsettled = true
 	err := v.client.SendFile(ctx, "state", stream)
 	if err == nil {
 		err = v.client.Do(ctx, command, map[string]string{"uri": "fd:state"}, nil)

@@ -177,6 +177,7 @@ func (d *Driver) Reopen(ctx context.Context, cfg vmm.Config, h vmm.Handle) (vmm.
 		cpu = *cfg.CPU
 	}
 	v := d.newVM(cfg, cpu, proc, h.Control, 0)
+	v.unsettled = true
 	if err := v.connect(ctx); err != nil {
 		v.LetGo()
 		return nil, fmt.Errorf("reopen: %w", err)

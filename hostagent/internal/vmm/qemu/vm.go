@@ -23,6 +23,8 @@ type VM struct {
 	consoleStart int64
 	// saved is QEMU's state since it was saved, until the VM goes on; it belongs to the operation that is Alone.
 	saved []byte
+	// unsettled: QEMU may be in a migration, of a former agent or one that was given up. It belongs to the operation that is Alone.
+	unsettled bool
 	// migration gets the states of migrations, of which the last counts.
 	migration chan string
 
@@ -100,10 +102,13 @@ func (v *VM) Stop(ctx context.Context) error {
 	return v.Alone(ctx, func() error { return v.do(ctx, "stop", nil, nil) })
 }
 
-// Cont implements vmm.VM.
+// Cont implements vmm.VM. A migration that is under way would refuse it, or stop the VM again at its end.
 func (v *VM) Cont(ctx context.Context) error {
 	return v.Alone(ctx, func() error {
 		v.saved = nil // whatever comes of it
+		if err := v.settle(ctx); err != nil {
+			return err
+		}
 		return v.do(ctx, "cont", nil, nil)
 	})
 }

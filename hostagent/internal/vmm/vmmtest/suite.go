@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -47,6 +48,7 @@ func Run(t *testing.T, setup Setup) {
 		"GuestsEndsAreTold":                   testEnds,
 		"UnfitStatesAreRefused":               testUnfit,
 		"AnotherAgentTakesOver":               testReopen,
+		"ASaveThatIsGivenUpDoesNotHoldTheVM":  testGivenUp,
 		"OperationsAtOnceWaitForEachOther":    testConcurrent,
 		"AGuestCannotFloodTheHostsDisk":       testFlood,
 		"AFailedStartLeavesNothing":           testFailedStart,
@@ -314,6 +316,24 @@ func refuse(t *testing.T, l *lab, base *snapshot, name string, state []byte, cha
 	}
 	if !errors.Is(err, vmm.ErrIncompatible) {
 		t.Errorf("%s: %v", name, err)
+	}
+}
+
+// testGivenUp has what the death of an agent amid a save leaves: a VMM that saves for nobody.
+func testGivenUp(t *testing.T, l *lab, base *snapshot) {
+	s := l.clone(t, base)
+	for _, patience := range []time.Duration{0, time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond} {
+		s.stop()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		err := s.SaveState(ctx, filepath.Join(t.TempDir(), "state"))
+		cancel()
+		s.cont()
+		before := s.ticks()
+		eventually(t, fmt.Sprintf("after a save that was given up after %s (%v) the guest goes on", patience, err), 10*time.Second, func() bool { return s.ticks() > before })
+	}
+	sum := s.ask("sum")
+	if got := l.clone(t, s.save()).ask("sum"); got != sum {
+		t.Errorf("memory saved afterwards has the sum %s, want %s", got, sum)
 	}
 }
 

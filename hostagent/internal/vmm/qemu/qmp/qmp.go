@@ -203,12 +203,17 @@ func (c *Client) write(ctx context.Context, command string, args any, id uint64,
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	deadline := time.Now().Add(sendTime)
+	began := time.Now()
+	deadline := began.Add(sendTime)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
 	c.conn.SetWriteDeadline(deadline)
-	if _, _, err := c.conn.WriteMsgUnix(append(line, '\n'), oob, nil); err != nil {
+	n, _, err := c.conn.WriteMsgUnix(append(line, '\n'), oob, nil)
+	if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(began.Add(sendTime)) {
+		return context.DeadlineExceeded // The caller's time was over before anything was sent.
+	}
+	if err != nil {
 		// Half a command may have gone out: nothing can follow it.
 		c.end(fmt.Errorf("send %s to QEMU: %w", command, err))
 		return c.Err()
