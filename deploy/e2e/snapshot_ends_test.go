@@ -187,7 +187,7 @@ func TestAHostAgentThatDiesAmidAPauseOrAStartLosesNothing(t *testing.T) {
 		answer := make(chan made, 1)
 		go func() {
 			r := small()
-			r.Template, r.HostLabels, r.Metadata = "tiny", map[string]string{"host": host}, map[string]string{"amid": "start"}
+			r.Template, r.HostLabels, r.Metadata = "tiny", map[string]string{"host": host}, map[string]string{"amid": id}
 			res, err := s.sandboxes.CreateSandbox(ctx, r)
 			answer <- made{res.GetSandbox(), err}
 		}()
@@ -202,7 +202,7 @@ func TestAHostAgentThatDiesAmidAPauseOrAStartLosesNothing(t *testing.T) {
 			t.Errorf("a creation amid the agent's death answers %v", a.err)
 		}
 	}
-	list, err := s.sandboxes.ListSandboxes(ctx, &sandboxv1.ListSandboxesRequest{Metadata: map[string]string{"amid": "start"}})
+	list, err := s.sandboxes.ListSandboxes(ctx, &sandboxv1.ListSandboxesRequest{Metadata: map[string]string{"amid": id}})
 	if err != nil {
 		t.Fatal(err)
 	}
