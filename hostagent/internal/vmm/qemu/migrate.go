@@ -26,6 +26,9 @@ func (v *VM) prepare(ctx context.Context) error {
 // load reads a verified stream into a VM that waits for it.
 func (v *VM) load(ctx context.Context, stream *os.File) error {
 	err := v.migrate(ctx, "migrate-incoming", stream)
+	if err == nil {
+		v.unsettled = false // Only one that saves goes on for a moment after it is complete.
+	}
 	if errors.Is(err, vmm.ErrGone) {
 		// QEMU ends when it cannot read a stream, and has said why.
 		return fmt.Errorf("%w: %w", vmm.ErrIncompatible, err)
