@@ -184,6 +184,9 @@ func (s *Service) result(ctx context.Context, rows []Sandbox) (Outcome, error) {
 		if ended[i], e = s.await(ctx, now); e != nil {
 			return Outcome{Sandboxes: ended[:1]}, e
 		}
+		if ended[i].Work.ID != sb.Work.ID {
+			return Outcome{}, overtaken(ended[i])
+		}
 	}
 	return Outcome{Sandboxes: ended}, nil
 }
@@ -220,7 +223,7 @@ func (s *Service) await(ctx context.Context, sb Sandbox) (Sandbox, error) {
 		if i := slices.IndexFunc(out.Sandboxes, func(o Sandbox) bool { return o.ID == sb.ID }); i >= 0 {
 			return out.Sandboxes[i], err
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, Aborted) { // Aborted: another has taken it over, and the row will say how it ends.
 			return Sandbox{}, err
 		}
 	}
