@@ -55,7 +55,9 @@ func (s *Service) answer(ctx context.Context, prior Request, req *Request) (Outc
 func (s *Service) follow(ctx context.Context, r Request) (Outcome, error) {
 	if r.Outcome == nil {
 		if j := s.job(r.WorkID); j != nil {
-			return j.wait(ctx)
+			if out, err := j.wait(ctx); !errors.Is(err, Aborted) { // Aborted: another has taken the work over, and will answer.
+				return out, err
+			}
 		}
 	}
 	wake, stop := s.store.Subscribe(r.Tenant, r.SandboxIDs[0])
