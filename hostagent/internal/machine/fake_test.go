@@ -205,6 +205,7 @@ func (c fakeCage) CPUTime() (time.Duration, error) {
 func (c fakeCage) Wanted() (map[int]time.Duration, error) {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
+	c.w.calls = append(c.w.calls, "wanted")
 	return map[int]time.Duration{1: c.w.cpu + c.w.queued, 2: time.Second}, nil
 }
 func (c fakeCage) Remove(context.Context) error { c.w.take("cage", -1); return nil }

@@ -43,8 +43,7 @@ func (m *Machine) lookAfter(now time.Time) {
 	case !spec.Expire.IsZero() && now.After(spec.Expire):
 		m.host.spawn(func() { m.expire() })
 	default:
-		m.watchCPU(now)
-		if m.idle(now) && m.pausing.CompareAndSwap(false, true) {
+		if m.watchCPU(now) && m.idle(now) && m.pausing.CompareAndSwap(false, true) {
 			done := func() { m.pausing.Store(false) }
 			if !m.host.spawn(func() { defer done(); m.pauseIdle() }) {
 				done()
@@ -63,7 +62,7 @@ func (m *Machine) remembers(st Status) bool {
 type cpuMark struct {
 	at   time.Time
 	used time.Duration
-	// wanted is what Cage.Wanted told.
+	// wanted is what Cage.Wanted told; nil where it was not asked.
 	wanted map[int]time.Duration
 	// rate is what was used since the mark before, in CPUs.
 	rate float64
@@ -75,34 +74,43 @@ const always = 0.8
 
 // watchCPU counts computing as activity: what computes is not idle, even if nobody looks at it. That is CPU use above the threshold
 // and, on a host that has too few CPUs for all, a thread that would have used more had it got one. Both are the VMM's, which costs the
-// guest nothing to ask for, and an idle guest wakes up so seldom that it stays far below.
-func (m *Machine) watchCPU(now time.Time) {
+// guest nothing to ask for, and an idle guest wakes up so seldom that it stays far below. The threads, of which each is a file to read, are only
+// asked where neither the CPU use nor an open stream says enough; known is false where they were asked now but not before, so that
+// the next tick has to tell.
+func (m *Machine) watchCPU(now time.Time) (known bool) {
 	if m.spec.Timeout <= 0 || m.host.conf.BusyCPU < 0 || now.Sub(m.cpu.at) < m.host.conf.Tick/2 {
-		return
+		return true
 	}
 	m.mu.Lock()
 	hold := m.hold
 	m.mu.Unlock()
 	if hold == nil {
-		return
+		return true
 	}
 	used, err := hold.cage.CPUTime()
 	if err != nil {
-		return // It has died; its watcher says so.
-	}
-	wanted, err := hold.cage.Wanted()
-	if err != nil {
-		return
+		return true // It has died; its watcher says so.
 	}
 	last := m.cpu
-	m.cpu = cpuMark{at: now, used: used, wanted: wanted}
-	if last.at.IsZero() || used < last.used {
-		return
+	m.cpu = cpuMark{at: now, used: used}
+	first := last.at.IsZero() || used < last.used
+	if !first {
+		m.cpu.rate = float64(used-last.used) / float64(now.Sub(last.at))
 	}
-	m.cpu.rate = float64(used-last.used) / float64(now.Sub(last.at))
-	if m.cpu.rate > m.host.conf.BusyCPU || m.cpu.starved(last) {
+	if m.cpu.rate > m.host.conf.BusyCPU {
+		m.Touch()
+		return true
+	}
+	if m.streams.Load() > 0 {
+		return true
+	}
+	if m.cpu.wanted, err = hold.cage.Wanted(); err != nil || first {
+		return true
+	}
+	if m.cpu.starved(last) {
 		m.Touch()
 	}
+	return last.wanted != nil
 }
 
 // starved tells whether a thread wanted a CPU nearly all the time since the mark before.

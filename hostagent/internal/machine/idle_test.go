@@ -104,6 +104,56 @@ func TestASandboxThatWaitsForACPUAllTheTimeIsNotIdle(t *testing.T) {
 	})
 }
 
+func TestThreadsAreOnlyAskedWhereNeitherCPUUseNorAStreamSaysEnough(t *testing.T) {
+	inBubble(t, 0.2, func(t *testing.T, w *world, _ *Host, m *Machine) {
+		wait(4 * time.Second)
+		asked := w.count("wanted")
+		if asked == 0 {
+			t.Error("those of a quiet one were not asked")
+		}
+		for range 20 {
+			w.burn(time.Second)
+			wait(2 * time.Second)
+		}
+		end := m.Use()
+		wait(40 * time.Second)
+		if n := w.count("wanted") - asked; n > 1 {
+			t.Errorf("those of one that computes, or has a stream open, were asked %d times", n)
+		}
+		end()
+		wait(4 * time.Second)
+		if w.count("wanted") <= asked+1 {
+			t.Error("those of one that is quiet again were not asked")
+		}
+	})
+}
+
+func TestWhatComputedAMomentAgoIsNotPausedBeforeItIsKnownWhetherItWaitsForACPU(t *testing.T) {
+	w := newWorld()
+	h := w.newHost(t)
+	s := spec("sb_1")
+	s.Timeout = time.Second // shorter than a tick
+	m := start(t, h, s)
+	h.conf.Tick, h.conf.BusyCPU = 2*time.Second, 0.2
+	now := time.Now()
+	for _, step := range []struct {
+		ran, queued time.Duration
+		known       bool
+	}{
+		{0, 0, true}, {time.Second, 0, true}, // It computes: the timer begins anew.
+		{100 * time.Millisecond, 1900 * time.Millisecond, false}, {100 * time.Millisecond, 1900 * time.Millisecond, true},
+	} {
+		now = now.Add(2 * time.Second)
+		w.mu.Lock()
+		w.cpu += step.ran
+		w.queued += step.queued
+		w.mu.Unlock()
+		if known := m.watchCPU(now); known != step.known {
+			t.Errorf("%+v: known is %t", step, known)
+		}
+	}
+}
+
 func TestWithoutAThresholdCPUUseDoesNotCount(t *testing.T) {
 	inBubble(t, -1, func(t *testing.T, w *world, _ *Host, m *Machine) {
 		for range 32 {
