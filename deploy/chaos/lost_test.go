@@ -117,7 +117,7 @@ func TestAResumeThatOnlyADeadObjectStoreCouldServeWaitsOrSaysSoAndGoesOnAfterwar
 func TestAPeerThatIsCutOffFromTheOneThatAsksIsReplacedByTheRegistry(t *testing.T) {
 	ctx := s.Start(t, 2*time.Minute)
 	l := asleep(t, ctx, 6)
-	if err := s.Mesh.Slow(target, linkSpeed); err != nil {
+	if err := s.Mesh.Slow(target, linkSpeed/4); err != nil { // Half of it takes more than 10 s.
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Mesh.Slow(target, 0) }) // It is fast again unless the test failed before.

@@ -49,8 +49,14 @@ type act struct {
 	resumeErr, spawnErr error
 }
 
-// linkSpeed keeps all four at it while something fails, bytes per second of each host.
-const linkSpeed = 2 << 20
+const (
+	// linkSpeed keeps all four at it while something fails, bytes per second of each host.
+	linkSpeed = 2 << 20
+	// beginSpeed is the source's until then: with it the upload, of 10 MiB that cannot be compressed, takes longer than is waited for the others to begin.
+	beginSpeed = 96 << 10
+	// beginTime is how long that is, on a quiet machine.
+	beginTime = 20 * time.Second
+)
 
 // prepare gives the act its sandboxes.
 func prepare(t *testing.T, ctx context.Context, name string) *act {
@@ -73,7 +79,11 @@ func prepare(t *testing.T, ctx context.Context, name string) *act {
 func (a *act) begin(t *testing.T, ctx context.Context) {
 	t.Helper()
 	for _, host := range s.Mesh.Hosts {
-		if err := s.Mesh.Slow(host, linkSpeed); err != nil {
+		speed := uint64(linkSpeed)
+		if host == source {
+			speed = beginSpeed
+		}
+		if err := s.Mesh.Slow(host, speed); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = s.Mesh.Slow(host, 0) }) // It has been, unless the test failed in between.
@@ -97,7 +107,7 @@ func (a *act) begin(t *testing.T, ctx context.Context) {
 		all, err := s.DrainHost(ctx, third)
 		t.Logf("the drain that was disturbed: %d events, %v", len(all), err)
 	})
-	meshtest.Eventually(t, 20*time.Second, "all four are at it", func() bool {
+	meshtest.Eventually(t, beginTime, "all four are at it", func() bool {
 		a.spawned = a.resumed.Of(spawnedOf(ctx, "chaos-"+a.name))
 		return a.spawned.ID != "" && s.Get(t, ctx, a.resumed.ID).GetState() != sandboxv1.State_STATE_PAUSED &&
 			s.Get(t, ctx, a.moved.ID).GetState() != sandboxv1.State_STATE_RUNNING
@@ -105,6 +115,9 @@ func (a *act) begin(t *testing.T, ctx context.Context) {
 	s.Remove(t, a.spawned.ID)
 	if s.Get(t, ctx, a.uploaded.ID).GetDurable() {
 		t.Error("the upload was faster than the failure")
+	}
+	if err := s.Mesh.Slow(source, linkSpeed); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -173,7 +186,7 @@ func hostIs(t *testing.T, ctx context.Context, host string, want schedulerv1.Hos
 // nothingLeft waits until no host has anything of sandboxes that were deleted.
 func nothingLeft(t *testing.T, ids []string) {
 	var left []string
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(meshtest.Overrun * 20 * time.Second)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for time.Now().Before(deadline) {

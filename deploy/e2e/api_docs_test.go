@@ -18,7 +18,7 @@ func TestTheDocumentationShowsInABrowser(t *testing.T) {
 	if err != nil {
 		t.Skip("there is no Chromium: with Debian's package chromium (400 MB) installed, the page is shown in it")
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, overrun*time.Minute)
 	defer cancel()
 	common := []string{
 		"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir=" + t.TempDir(), "--virtual-time-budget=20000",

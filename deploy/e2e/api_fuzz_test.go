@@ -57,12 +57,12 @@ func TestAFuzzerFindsNoServerErrorAndNoUndocumentedStatus(t *testing.T) {
 		"run", description, "--url", s.m.URL, "--header", "Authorization: Bearer " + made.GetSecret(),
 		"--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
 		"--phases", "examples,coverage,fuzzing", "--max-examples", "4", "--workers", "2", "--seed", "1", "--no-shrink", "--continue-on-failure",
-		"--request-timeout", "20", "--suppress-health-check", "all", "--generation-database", "none", "--warnings", "off", "--no-color",
+		"--request-timeout", "120", "--suppress-health-check", "all", "--generation-database", "none", "--warnings", "off", "--no-color",
 	}
 	for _, id := range unfuzzed {
 		args = append(args, "--exclude-operation-id", id)
 	}
-	bounded, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	bounded, cancel := context.WithTimeout(ctx, overrun*2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(bounded, st, args...)
 	cmd.Dir = t.TempDir()
@@ -114,7 +114,7 @@ func describedFor(t *testing.T, id string) []byte {
 // emptyTenant deletes what the fuzzer has made.
 func emptyTenant(t *testing.T, ctx context.Context) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, overrun*time.Minute)
 	defer cancel()
 	list, err := s.sandboxes.ListSandboxes(ctx, &sandboxv1.ListSandboxesRequest{PageSize: 100})
 	if err != nil {
@@ -152,7 +152,7 @@ func fuzzer(t *testing.T, ctx context.Context) string {
 	if _, err := os.Stat(whole); err == nil {
 		return st
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, overrun*2*time.Minute)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, "/usr/bin/python3", "-m", "venv", "--clear", dir).CombinedOutput(); err != nil {
 		t.Fatalf("python3 -m venv: %v\n%s\nDebian's package python3-venv has it", err, out)

@@ -263,7 +263,7 @@ func TestEveryQuotaIsKeptAndSaysWhatIsOver(t *testing.T) {
 	id := res.GetSandbox().GetId()
 	snap := ""
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(as(context.Background(), secret), time.Minute)
+		ctx, cancel := context.WithTimeout(as(context.Background(), secret), overrun*time.Minute)
 		defer cancel()
 		if _, err := s.sandboxes.DeleteSandbox(ctx, &sandboxv1.DeleteSandboxRequest{SandboxId: id}); err != nil {
 			t.Error(err)

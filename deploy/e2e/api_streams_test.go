@@ -117,7 +117,7 @@ func (c caller) rawFrame(sb string, b []byte) int {
 		c.t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second)) // Never fails on a connection that is open.
+	_ = conn.SetDeadline(time.Now().Add(overrun * 20 * time.Second)) // Never fails on a connection that is open.
 	fmt.Fprintf(conn, "GET %s/exec/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", sb, s.key)
 	conn.Write(b)
 	got, err := io.ReadAll(conn)

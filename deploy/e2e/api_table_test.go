@@ -52,7 +52,7 @@ func throughTheTable(t *testing.T, via string) {
 	c := api(t)
 	w := &world{c, via, map[string]string{"via": strings.ToLower(via), "dir": s.m.Dir}}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), overrun*20*time.Second)
 		defer cancel()
 		cordon(t, as(ctx, s.key), "host-b", false)
 	})
@@ -416,7 +416,7 @@ func nonsense(t *testing.T, ctx context.Context, m protoreflect.MethodDescriptor
 // send makes a call with one message and returns its error; what it answers is not looked at.
 func send(t *testing.T, ctx context.Context, m protoreflect.MethodDescriptor, in proto.Message) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, overrun*20*time.Second)
 	defer cancel()
 	st, err := s.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name()))
 	if err != nil {

@@ -193,7 +193,7 @@ func TestWatchesStreamAsLinesOrServerSentEvents(t *testing.T) {
 	if kind := events.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") {
 		t.Errorf("sandboxes: %s", kind)
 	}
-	done := time.AfterFunc(20*time.Second, func() { events.Body.Close() })
+	done := time.AfterFunc(overrun*20*time.Second, func() { events.Body.Close() })
 	defer done.Stop()
 	c.ok("POST", sb+"/pause", "{}")
 	seen := bufio.NewScanner(events.Body)

@@ -47,14 +47,16 @@ func TestTheAuditLogHasWhatWasDoneAMomentBeforeTheGatewayWasKilled(t *testing.T)
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(time.Second)
+	want := []string{`CreateSandbox "" OK`, `Exec "/bin/echo" OK`, `ExecStream "sleep" OK`}
+	eventually(t, time.Second, "all of it is in the log", func() bool {
+		return slices.Equal(audit(ctx, &sandboxv1.ListAuditEventsRequest{Target: id}), want)
+	})
 	kill(t, ctx, "gatewayd")
 	back(t, ctx, "gatewayd")
 	eventually(t, 30*time.Second, "the log can be read", func() bool {
 		return slices.Contains(audit(ctx, &sandboxv1.ListAuditEventsRequest{Target: id}), `CreateSandbox "" OK`)
 	})
-	got := audit(ctx, &sandboxv1.ListAuditEventsRequest{Target: id})
-	if want := []string{`CreateSandbox "" OK`, `Exec "/bin/echo" OK`, `ExecStream "sleep" OK`}; !slices.Equal(got, want) {
+	if got := audit(ctx, &sandboxv1.ListAuditEventsRequest{Target: id}); !slices.Equal(got, want) {
 		t.Errorf("the log has %q, want %q", got, want)
 	}
 	// What goes past the sandbox service, and what is refused.

@@ -89,7 +89,7 @@ func whole(t *testing.T, id, caller string, want ...string) {
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(overrun * 10 * time.Second)
 	for done := false; !done; {
 		spans = spansOf(t, id)
 		missing := slices.DeleteFunc(slices.Clone(want), has)

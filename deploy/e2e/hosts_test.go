@@ -149,7 +149,7 @@ func tenant(t *testing.T, ctx context.Context, id string, scopes ...string) cont
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, cancel := context.WithTimeout(as(context.Background(), res.GetSecret()), time.Minute)
+	own, cancel := context.WithTimeout(as(context.Background(), res.GetSecret()), overrun*time.Minute)
 	t.Cleanup(cancel)
 	return own
 }

@@ -63,6 +63,9 @@ var (
 	eventually = meshtest.Eventually
 )
 
+// overrun is how much longer than on a quiet machine a wait may take.
+const overrun = meshtest.Overrun
+
 func patiently[R any](ctx context.Context, call func(context.Context) (R, error)) (R, error) {
 	return meshtest.Patiently(ctx, call)
 }

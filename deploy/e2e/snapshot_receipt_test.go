@@ -158,7 +158,7 @@ func TestAnExecStreamThatIsOpenWhenItsSandboxIsPausedEndsAndSaysWhy(t *testing.T
 		if !strings.Contains(status.Convert(err).Message(), id) {
 			t.Errorf("the end of the stream does not say which sandbox: %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(overrun * 10 * time.Second):
 		t.Fatal("the stream is still open")
 	}
 	again(t, ctx, id)

@@ -60,7 +60,7 @@ func Main(m *testing.M, name string, o mesh.Options, use func(*Suite)) (code int
 	before := mesh.LookAround(o.Dir)
 	delete(before, "directory") // It is there, and empty.
 	o.Listen, o.Progress = "127.0.0.1:0", mesh.NewProgress(os.Stdout)
-	up, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	up, cancel := context.WithTimeout(context.Background(), Overrun*4*time.Minute)
 	defer cancel()
 	mm, err := mesh.Up(up, t, o)
 	var s *Suite
@@ -127,13 +127,13 @@ func connect(m *mesh.Mesh) (*Suite, error) {
 	}, nil
 }
 
-// Start skips the test where there is no mesh, and returns a context with the API key that bounds the test.
+// Start skips the test where there is no mesh, and returns a context with the API key that bounds the test. within is what it takes at most on a quiet machine.
 func (s *Suite) Start(t *testing.T, within time.Duration) context.Context {
 	t.Helper()
 	if s.Mesh == nil {
 		t.Skip(s.whyNot)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), within)
+	ctx, cancel := context.WithTimeout(t.Context(), within*Overrun)
 	t.Cleanup(cancel)
 	ctx = As(ctx, s.Key)
 	s.AllReady(t, ctx)
@@ -160,7 +160,7 @@ func As(ctx context.Context, key string) context.Context {
 // Cleanup does something at the test's end, with the suite's key.
 func (s *Suite) Cleanup(t *testing.T, do func(context.Context)) {
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(As(context.Background(), s.Key), time.Minute)
+		ctx, cancel := context.WithTimeout(As(context.Background(), s.Key), Overrun*time.Minute)
 		defer cancel()
 		do(ctx)
 	})
