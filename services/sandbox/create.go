@@ -66,7 +66,7 @@ func (s *Service) performStart(ctx context.Context, sb Sandbox) Outcome {
 		return s.failStart(ctx, sb, err)
 	}
 	now := sb
-	if err := now.become(Running); err != nil {
+	if err := now.live(sb.Work.RestoreID); err != nil {
 		return s.failStart(ctx, sb, err)
 	}
 	now.LastActiveTime = started.LastActiveTime

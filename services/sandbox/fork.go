@@ -66,7 +66,7 @@ func (s *Service) copies(source Sandbox, r ForkRequest, work Work, ids []string)
 	switch source.State {
 	case Running:
 		proto.State, proto.HostID = Starting, source.HostID
-		proto.Work.SnapshotID, proto.Work.Placed = newID(snapshotPrefix), true
+		proto.Work.SnapshotID, proto.Work.Placed, proto.Work.SourceLife = newID(snapshotPrefix), true, source.Work.Life
 		proto.SourceSnapshotID = proto.Work.SnapshotID
 	case Paused:
 		proto.State, proto.SourceSnapshotID = Pending, source.SnapshotID
@@ -99,7 +99,7 @@ func (s *Service) performFork(ctx context.Context, rows []Sandbox) Outcome {
 	var c Change
 	var err error
 	if rows[0].Work.SnapshotID != "" {
-		out, c, err = s.forkLive(ctx, rows)
+		rows, out, c, err = s.forkLive(ctx, rows)
 	} else {
 		rows, c, err = s.forkSaved(ctx, rows)
 	}
@@ -109,7 +109,7 @@ func (s *Service) performFork(ctx context.Context, rows []Sandbox) Outcome {
 	if err == nil {
 		now := slices.Clone(rows)
 		for i := range now {
-			err = errors.Join(err, now[i].become(Running))
+			err = errors.Join(err, now[i].live(now[i].Work.RestoreID))
 		}
 		if err == nil {
 			out = s.conclude(ctx, now, nil, c, out)
@@ -122,15 +122,19 @@ func (s *Service) performFork(ctx context.Context, rows []Sandbox) Outcome {
 	return s.failFork(ctx, rows[0].Work.ID, err)
 }
 
-// forkLive has the source's host make all copies.
-func (s *Service) forkLive(ctx context.Context, rows []Sandbox) (Outcome, Change, error) {
+// forkLive has the source's host make all copies, whose starts the host names. It returns the rows as they are then.
+func (s *Service) forkLive(ctx context.Context, rows []Sandbox) ([]Sandbox, Outcome, Change, error) {
 	ids := make([]string, len(rows))
 	for i, r := range rows {
 		ids[i] = r.ID
 	}
-	f, err := s.hosts.Fork(ctx, rows[0].HostID, rows[0].ParentID, rows[0].Work.SnapshotID, ids)
+	f, err := s.hosts.Fork(ctx, rows[0].HostID, rows[0].ParentID, rows[0].Work.SourceLife, rows[0].Work.SnapshotID, ids)
 	err = notThere(Sandbox{ID: rows[0].ParentID, HostID: rows[0].HostID}, err)
-	return Outcome{StoppedUsec: f.StoppedUsec}, Change{Receipts: f.Receipts}, err
+	rows = slices.Clone(rows)
+	for i := range rows {
+		rows[i].Work.RestoreID = f.Lives[rows[i].ID]
+	}
+	return rows, Outcome{StoppedUsec: f.StoppedUsec}, Change{Receipts: f.Receipts}, err
 }
 
 // forkSaved starts each copy from the source's snapshot; the first that fails ends the others. It returns the rows as they

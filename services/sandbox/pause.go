@@ -113,7 +113,7 @@ func (s *Sandbox) pausedTo(snapshot string) {
 // pauseOnHost asks the host until it answers, for a time: a host agent that is being restarted has kept the VM.
 func (s *Service) pauseOnHost(ctx context.Context, sb Sandbox) (at time.Time, err error) {
 	err = s.persist(ctx, func() (err error) {
-		at, err = s.hosts.Pause(ctx, sb.HostID, sb.ID, sb.Work.SnapshotID)
+		at, err = s.hosts.Pause(ctx, sb.HostID, sb.ID, sb.Work.Life, sb.Work.SnapshotID)
 		return err
 	})
 	return at, err

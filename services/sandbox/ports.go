@@ -276,7 +276,8 @@ type Started struct {
 type Forked struct {
 	// StoppedUsec is how long the source stood still, microseconds.
 	StoppedUsec int64
-	// Receipts by copy id; may be empty.
+	// Lives are the restore ids of the copies' starts and Receipts what tells of them, by copy id; both may be empty.
+	Lives    map[string]string
 	Receipts map[string][]byte
 }
 
@@ -291,10 +292,11 @@ type Hosts interface {
 	// Destroy ends a sandbox's life on a host: the one that the start restoreID began, or with an empty restoreID whichever there is. Where
 	// there is none, or another, nothing happens.
 	Destroy(ctx context.Context, hostID, sandboxID, restoreID string) error
-	// Pause tells when it was paused.
-	Pause(ctx context.Context, hostID, sandboxID, snapshotID string) (time.Time, error)
-	Snapshot(ctx context.Context, hostID, sandboxID, snapshotID, name string, metadata map[string]string) (Snapshot, error)
-	Fork(ctx context.Context, hostID, sandboxID, snapshotID string, copies []string) (Forked, error)
+	// Pause, Snapshot and Fork are for the life that the start restoreID began, or with an empty restoreID for whichever there is; a
+	// Precondition error where there is another. Pause tells when it was paused.
+	Pause(ctx context.Context, hostID, sandboxID, restoreID, snapshotID string) (time.Time, error)
+	Snapshot(ctx context.Context, hostID, sandboxID, restoreID, snapshotID, name string, metadata map[string]string) (Snapshot, error)
+	Fork(ctx context.Context, hostID, sandboxID, restoreID, snapshotID string, copies []string) (Forked, error)
 	Ping(ctx context.Context, hostID, sandboxID string) (lastActive time.Time, err error)
 	// Sandboxes lists what is on a host and what ended there lately.
 	Sandboxes(ctx context.Context, hostID string) ([]HostSandbox, error)

@@ -50,7 +50,7 @@ func (s *Service) performResume(ctx context.Context, sb Sandbox) Outcome {
 	}
 	now := sb
 	if err == nil {
-		err = now.become(Running)
+		err = now.live(sb.Work.RestoreID)
 	}
 	if err != nil {
 		now = sb

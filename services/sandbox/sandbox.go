@@ -166,6 +166,12 @@ type Work struct {
 	SnapshotID string `json:",omitempty"`
 	// RestoreID names the start.
 	RestoreID string `json:",omitempty"`
+	// Life names the life that the sandbox lives, or lived last: it is the RestoreID of the start that began it. It stays with the row
+	// whatever work comes and goes, and commands to the host name it. Empty where that is not known, as in rows of former releases: then
+	// commands are for whichever life there is.
+	Life string `json:",omitempty"`
+	// SourceLife is the Life that a fork copies.
+	SourceLife string `json:",omitempty"`
 	// RestorePolicy and PinHostID are those of a resume.
 	RestorePolicy RestorePolicy `json:",omitempty"`
 	PinHostID     string        `json:",omitempty"`
@@ -231,13 +237,20 @@ func (s *Sandbox) end(to State, reason string) error {
 
 // begin gives the sandbox work.
 func (s *Sandbox) begin(to State, w Work, owner string) error {
+	w.Life = s.Work.Life
 	s.Work, s.WorkError, s.LeaseOwner, s.Reason = w, nil, owner, ""
 	return s.become(to)
 }
 
+// live makes the sandbox RUNNING, in the life that the start restoreID began.
+func (s *Sandbox) live(restoreID string) error {
+	s.Work.Life = restoreID
+	return s.become(Running)
+}
+
 // finish takes the work away; err is how it failed, or nil.
 func (s *Sandbox) finish(err *Error) {
-	s.Work = Work{ID: s.Work.ID, Op: s.Work.Op}
+	s.Work = Work{ID: s.Work.ID, Op: s.Work.Op, Life: s.Work.Life}
 	s.WorkError, s.LeaseOwner = err, ""
 }
 

@@ -127,7 +127,7 @@ func (s *Service) performSnapshot(ctx context.Context, tenant string, r Snapshot
 	}
 	switch sb.State {
 	case Running:
-		snap, err := s.hosts.Snapshot(ctx, sb.HostID, sb.ID, id, r.Name, r.Metadata)
+		snap, err := s.hosts.Snapshot(ctx, sb.HostID, sb.ID, sb.Work.Life, id, r.Name, r.Metadata)
 		return snap, sb, notThere(sb, err)
 	case Paused:
 		if sb, err = s.awaitDurable(ctx, sb); err != nil {

@@ -68,6 +68,7 @@ func typed(sandboxID string, err error) error {
 		lock    *machine.LockedError
 		here    *machine.NotHereError
 		ill     *machine.IllegalError
+		other   *machine.OtherLifeError
 		full    *machine.ExhaustedError
 		restore *machine.RestoreError
 	)
@@ -80,6 +81,8 @@ func typed(sandboxID string, err error) error {
 		return apierr.E(codes.NotFound, apierr.SandboxNotHere, here.Error(), "sandbox_id", here.ID)
 	case errors.As(err, &ill):
 		return apierr.E(codes.FailedPrecondition, ReasonIllegalState, ill.Error(), "sandbox_id", ill.ID, "state", string(ill.State), "reason", ill.Reason)
+	case errors.As(err, &other):
+		return apierr.E(codes.FailedPrecondition, ReasonIllegalState, other.Error(), "sandbox_id", other.ID, "state", string(other.State))
 	case errors.As(err, &full):
 		return apierr.E(codes.ResourceExhausted, apierr.NoCapacity, full.Error(), "sandbox_id", sandboxID, "asked", full.Asked.String(), "free", full.Free.String())
 	case errors.As(err, &restore):

@@ -55,7 +55,14 @@ func (s *Service) DestroySandbox(ctx context.Context, r *hostv1.DestroySandboxRe
 
 // with finds a machine and does something with it.
 func with[R any](ctx context.Context, s *Service, op, id string, do func(*machine.Machine) (R, error)) (R, error) {
-	m, err := s.host.Find(id)
+	return withLife(ctx, s, op, id, "", do)
+}
+
+// withLife is with for what must not be done to another life of the sandbox than the one meant; an empty restoreID means any.
+//
+// A ping needs none: a late one resets the timer of a later life once, which is harmless. Nor does what only reads.
+func withLife[R any](ctx context.Context, s *Service, op, id, restoreID string, do func(*machine.Machine) (R, error)) (R, error) {
+	m, err := s.host.FindLife(id, restoreID)
 	if err != nil {
 		var none R
 		return none, toStatus(ctx, s.log, op, id, err)
@@ -66,7 +73,7 @@ func with[R any](ctx context.Context, s *Service, op, id string, do func(*machin
 
 // PauseSandbox implements hostv1.HostServiceServer.
 func (s *Service) PauseSandbox(ctx context.Context, r *hostv1.PauseSandboxRequest) (*hostv1.PauseSandboxResponse, error) {
-	return with(ctx, s, "pause", r.GetSandboxId(), func(m *machine.Machine) (*hostv1.PauseSandboxResponse, error) {
+	return withLife(ctx, s, "pause", r.GetSandboxId(), r.GetRestoreId(), func(m *machine.Machine) (*hostv1.PauseSandboxResponse, error) {
 		st, stats, err := m.Pause(ctx, r.GetSnapshotId())
 		if err != nil {
 			return nil, err
@@ -77,7 +84,7 @@ func (s *Service) PauseSandbox(ctx context.Context, r *hostv1.PauseSandboxReques
 
 // SnapshotSandbox implements hostv1.HostServiceServer.
 func (s *Service) SnapshotSandbox(ctx context.Context, r *hostv1.SnapshotSandboxRequest) (*hostv1.SnapshotSandboxResponse, error) {
-	return with(ctx, s, "snapshot", r.GetSandboxId(), func(m *machine.Machine) (*hostv1.SnapshotSandboxResponse, error) {
+	return withLife(ctx, s, "snapshot", r.GetSandboxId(), r.GetRestoreId(), func(m *machine.Machine) (*hostv1.SnapshotSandboxResponse, error) {
 		kind := inverse(snapshotKindOf, r.GetKind())
 		if kind == "" {
 			kind = machine.TemplateSnapshot
@@ -92,7 +99,7 @@ func (s *Service) SnapshotSandbox(ctx context.Context, r *hostv1.SnapshotSandbox
 
 // ForkSandbox implements hostv1.HostServiceServer.
 func (s *Service) ForkSandbox(ctx context.Context, r *hostv1.ForkSandboxRequest) (*hostv1.ForkSandboxResponse, error) {
-	return with(ctx, s, "fork", r.GetSandboxId(), func(m *machine.Machine) (*hostv1.ForkSandboxResponse, error) {
+	return withLife(ctx, s, "fork", r.GetSandboxId(), r.GetRestoreId(), func(m *machine.Machine) (*hostv1.ForkSandboxResponse, error) {
 		copies, stats, err := m.Fork(ctx, r.GetSnapshotId(), r.GetCopyIds())
 		if err != nil {
 			return nil, err

@@ -1,6 +1,9 @@
 package machine
 
-import "testing"
+import (
+	"errors"
+	"testing"
+)
 
 func TestADestroyEndsTheLifeThatItNamesAndNoOther(t *testing.T) {
 	w := newWorld()
@@ -56,5 +59,43 @@ func TestADestroyEndsTheLifeThatItNamesAndNoOther(t *testing.T) {
 	}
 	if left := w.holdings(); left != "" {
 		t.Errorf("left behind: %s", left)
+	}
+}
+
+func TestAPauseASnapshotOrAForkThatComesLateDoesNothingToALaterLife(t *testing.T) {
+	w := newWorld()
+	h := w.newHost(t)
+	ctx := t.Context()
+	if _, err := h.Start(ctx, spec("sb_1"), "rst_1"); err != nil {
+		t.Fatal(err)
+	}
+	m, err := h.FindLife("sb_1", "rst_1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := m.Pause(ctx, "snap_1"); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := h.FindLife("sb_1", "rst_1"); err != nil || again != m {
+		t.Fatalf("the pause repeated meets %v", err)
+	}
+	resumed := spec("sb_1")
+	resumed.Image, resumed.SnapshotID, resumed.Kind, resumed.ColdBoot = "", "snap_1", Resume, false
+	if _, err := h.Start(ctx, resumed, "rst_2"); err != nil {
+		t.Fatal(err)
+	}
+	var other *OtherLifeError
+	if _, err := h.FindLife("sb_1", "rst_1"); !errors.As(err, &other) || other.Here != "rst_2" || other.State != Running {
+		t.Errorf("a late command meets %v", err)
+	}
+	// One that had found its life before it ended finds nothing to do in it.
+	var illegal *IllegalError
+	if _, _, err := m.Pause(ctx, "snap_2"); !errors.As(err, &illegal) {
+		t.Errorf("late by a moment: %v", err)
+	}
+	for _, named := range []string{"", "rst_2"} {
+		if now, err := h.FindLife("sb_1", named); err != nil || now.Status().State != Running {
+			t.Errorf("life %q: %v", named, err)
+		}
 	}
 }

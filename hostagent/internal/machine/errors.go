@@ -39,6 +39,23 @@ type NotHereError struct{ ID string }
 
 func (e *NotHereError) Error() string { return fmt.Sprintf("sandbox %s is not on this host", e.ID) }
 
+// OtherLifeError is an operation on a life of a sandbox that is not the one which this host has: the request came late.
+type OtherLifeError struct {
+	ID string
+	// Asked names the life that was meant by the start that began it, Here the one that is here; empty where none has begun.
+	Asked, Here string
+	// State is that of the one that is here.
+	State State
+}
+
+func (e *OtherLifeError) Error() string {
+	here := e.Here
+	if here == "" {
+		here = "none yet"
+	}
+	return fmt.Sprintf("sandbox %s is no longer in the life that start %s began; the one here is of start %s and %s", e.ID, e.Asked, here, e.State)
+}
+
 // IllegalError is an operation that the sandbox's state forbids.
 type IllegalError struct {
 	ID string

@@ -247,16 +247,28 @@ func (h *Host) Find(id string) (*Machine, error) {
 	return nil, &NotHereError{ID: id}
 }
 
+// FindLife finds the machine of the sandbox's life that the start restoreID began, or with an empty restoreID of whichever there is.
+// *NotHereError; *OtherLifeError where another is here: who asks may not know yet that it lives again.
+func (h *Host) FindLife(id, restoreID string) (*Machine, error) {
+	m, err := h.Find(id)
+	if err != nil || restoreID == "" {
+		return m, err
+	}
+	// A machine is of one start alone: if it is the right one now, it stays so.
+	if st := m.Status(); st.RestoreID != restoreID {
+		return nil, &OtherLifeError{ID: id, Asked: restoreID, Here: st.RestoreID, State: st.State}
+	}
+	return m, nil
+}
+
 // Destroy is Machine.Destroy of the sandbox's life that the start restoreID began, or with an empty restoreID of whichever there is. Where there
 // is none, or another, nothing happens: who asks may not know yet that it lives again.
 func (h *Host) Destroy(ctx context.Context, id, restoreID string) error {
-	m, err := h.Find(id)
+	m, err := h.FindLife(id, restoreID)
 	if err != nil {
-		return nil
-	}
-	// A machine is of one start alone: if it is the right one now, it stays so.
-	if now := m.Status().RestoreID; restoreID != "" && now != restoreID {
-		m.log.Info("another life of the sandbox was to be ended, which is not here", "restore_id", restoreID, "here", now)
+		if other := (*OtherLifeError)(nil); errors.As(err, &other) {
+			h.log.Info("another life of the sandbox was to be ended, which is not here", "sandbox_id", id, "restore_id", restoreID, "here", other.Here)
+		}
 		return nil
 	}
 	return m.Destroy(ctx, "")

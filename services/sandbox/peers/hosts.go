@@ -128,32 +128,36 @@ func (h *Hosts) Destroy(ctx context.Context, hostID, sandboxID, restoreID string
 }
 
 // Pause implements sandbox.Hosts.
-func (h *Hosts) Pause(ctx context.Context, hostID, sandboxID, snapshotID string) (time.Time, error) {
+func (h *Hosts) Pause(ctx context.Context, hostID, sandboxID, restoreID, snapshotID string) (time.Time, error) {
 	r, err := call(ctx, h, hostID, func(c hostv1.HostServiceClient) (*hostv1.PauseSandboxResponse, error) {
-		return c.PauseSandbox(ctx, &hostv1.PauseSandboxRequest{SandboxId: sandboxID, SnapshotId: snapshotID})
+		return c.PauseSandbox(ctx, &hostv1.PauseSandboxRequest{SandboxId: sandboxID, SnapshotId: snapshotID, RestoreId: restoreID})
 	})
 	return stamp(r.GetSandbox().GetStateTime()), err
 }
 
 // Snapshot implements sandbox.Hosts.
-func (h *Hosts) Snapshot(ctx context.Context, hostID, sandboxID, snapshotID, name string, metadata map[string]string) (sandbox.Snapshot, error) {
+func (h *Hosts) Snapshot(ctx context.Context, hostID, sandboxID, restoreID, snapshotID, name string, metadata map[string]string) (sandbox.Snapshot, error) {
 	r, err := call(ctx, h, hostID, func(c hostv1.HostServiceClient) (*hostv1.SnapshotSandboxResponse, error) {
 		return c.SnapshotSandbox(ctx, &hostv1.SnapshotSandboxRequest{
-			SandboxId: sandboxID, SnapshotId: snapshotID, Kind: snapshotv1.SnapshotKind_SNAPSHOT_KIND_TEMPLATE, Name: name, Metadata: metadata,
+			SandboxId: sandboxID, SnapshotId: snapshotID, Kind: snapshotv1.SnapshotKind_SNAPSHOT_KIND_TEMPLATE, Name: name, Metadata: metadata, RestoreId: restoreID,
 		})
 	})
 	return decodeSnapshot(r.GetSnapshot()), err
 }
 
 // Fork implements sandbox.Hosts.
-func (h *Hosts) Fork(ctx context.Context, hostID, sandboxID, snapshotID string, copies []string) (sandbox.Forked, error) {
+func (h *Hosts) Fork(ctx context.Context, hostID, sandboxID, restoreID, snapshotID string, copies []string) (sandbox.Forked, error) {
 	r, err := call(ctx, h, hostID, func(c hostv1.HostServiceClient) (*hostv1.ForkSandboxResponse, error) {
-		return c.ForkSandbox(ctx, &hostv1.ForkSandboxRequest{SandboxId: sandboxID, SnapshotId: snapshotID, CopyIds: copies})
+		return c.ForkSandbox(ctx, &hostv1.ForkSandboxRequest{SandboxId: sandboxID, SnapshotId: snapshotID, CopyIds: copies, RestoreId: restoreID})
 	})
 	if err != nil {
 		return sandbox.Forked{}, err
 	}
-	return sandbox.Forked{StoppedUsec: r.GetStats().GetStoppedUsec(), Receipts: h.receipts(ctx, hostID, copies)}, nil
+	lives := map[string]string{}
+	for _, c := range r.GetCopies() {
+		lives[c.GetSandboxId()] = c.GetRestoreId()
+	}
+	return sandbox.Forked{StoppedUsec: r.GetStats().GetStoppedUsec(), Lives: lives, Receipts: h.receipts(ctx, hostID, copies)}, nil
 }
 
 // receipts reads those of copies that run; one that cannot be read is missing.

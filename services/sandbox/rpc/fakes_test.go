@@ -157,6 +157,17 @@ func (h *fakeHost) DestroySandbox(_ context.Context, r *hostv1.DestroySandboxReq
 	return &hostv1.DestroySandboxResponse{}, nil
 }
 
+// inLife tells the life that a sandbox is in, if it is the one that is meant.
+func (h *fakeHost) inLife(id, restoreID string) (string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	life := h.here[id].GetRestoreId()
+	if restoreID != "" && life != restoreID {
+		return "", apierr.E(codes.FailedPrecondition, "ILLEGAL_STATE", fmt.Sprintf("sandbox %s is no longer in the life that start %s began", id, restoreID))
+	}
+	return life, nil
+}
+
 func (h *fakeHost) PauseSandbox(_ context.Context, r *hostv1.PauseSandboxRequest) (*hostv1.PauseSandboxResponse, error) {
 	if err := h.called("pause", r.GetSandboxId()); err != nil {
 		return nil, err
@@ -166,8 +177,14 @@ func (h *fakeHost) PauseSandbox(_ context.Context, r *hostv1.PauseSandboxRequest
 			return nil, err
 		}
 	}
+	life, err := h.inLife(r.GetSandboxId(), r.GetRestoreId())
+	if err != nil {
+		return nil, err
+	}
 	h.registry.add(r.GetSnapshotId(), "", h.id)
-	return &hostv1.PauseSandboxResponse{Sandbox: h.put(&hostv1.HostSandbox{SandboxId: r.GetSandboxId(), State: sandboxv1.State_STATE_PAUSED, SnapshotId: r.GetSnapshotId()})}, nil
+	return &hostv1.PauseSandboxResponse{Sandbox: h.put(&hostv1.HostSandbox{
+		SandboxId: r.GetSandboxId(), State: sandboxv1.State_STATE_PAUSED, SnapshotId: r.GetSnapshotId(), RestoreId: life,
+	})}, nil
 }
 
 func (h *fakeHost) SnapshotSandbox(_ context.Context, r *hostv1.SnapshotSandboxRequest) (*hostv1.SnapshotSandboxResponse, error) {
@@ -178,6 +195,9 @@ func (h *fakeHost) SnapshotSandbox(_ context.Context, r *hostv1.SnapshotSandboxR
 		if err := h.onSnapshot(r); err != nil {
 			return nil, err
 		}
+	}
+	if _, err := h.inLife(r.GetSandboxId(), r.GetRestoreId()); err != nil {
+		return nil, err
 	}
 	return &hostv1.SnapshotSandboxResponse{Snapshot: h.registry.add(r.GetSnapshotId(), r.GetName(), h.id)}, nil
 }
@@ -191,10 +211,13 @@ func (h *fakeHost) ForkSandbox(_ context.Context, r *hostv1.ForkSandboxRequest) 
 			return nil, err
 		}
 	}
+	if _, err := h.inLife(r.GetSandboxId(), r.GetRestoreId()); err != nil {
+		return nil, err
+	}
 	h.registry.add(r.GetSnapshotId(), "", h.id)
 	resp := &hostv1.ForkSandboxResponse{Stats: &hostv1.SnapshotStats{StoppedUsec: 1234}}
 	for _, id := range r.GetCopyIds() {
-		sb, _ := h.start(id, sandboxv1.StartKind_START_KIND_FORK, "", r.GetSnapshotId())
+		sb, _ := h.start(id, sandboxv1.StartKind_START_KIND_FORK, "rst_of_"+id, r.GetSnapshotId())
 		resp.Copies = append(resp.Copies, sb)
 	}
 	return resp, nil

@@ -526,7 +526,10 @@ type PauseSandboxRequest struct {
 	// The sandbox.
 	SandboxId string `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	// Id of the snapshot to make.
-	SnapshotId    string `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	SnapshotId string `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// If set, only the life of the sandbox that this start began is meant: where another one is here, nothing happens, and the answer is
+	// FAILED_PRECONDITION. So a request that comes late cannot hit a later life.
+	RestoreId     string `protobuf:"bytes,3,opt,name=restore_id,json=restoreId,proto3" json:"restore_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -571,6 +574,13 @@ func (x *PauseSandboxRequest) GetSandboxId() string {
 func (x *PauseSandboxRequest) GetSnapshotId() string {
 	if x != nil {
 		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *PauseSandboxRequest) GetRestoreId() string {
+	if x != nil {
+		return x.RestoreId
 	}
 	return ""
 }
@@ -742,7 +752,10 @@ type SnapshotSandboxRequest struct {
 	// Template name.
 	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	// Labels.
-	Metadata      map[string]string `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// If set, only the life of the sandbox that this start began is meant: where another one is here, nothing happens, and the answer is
+	// FAILED_PRECONDITION. So a request that comes late cannot hit a later life.
+	RestoreId     string `protobuf:"bytes,6,opt,name=restore_id,json=restoreId,proto3" json:"restore_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -812,6 +825,13 @@ func (x *SnapshotSandboxRequest) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *SnapshotSandboxRequest) GetRestoreId() string {
+	if x != nil {
+		return x.RestoreId
+	}
+	return ""
+}
+
 // SnapshotSandboxResponse has the result.
 type SnapshotSandboxResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -875,7 +895,10 @@ type ForkSandboxRequest struct {
 	// Id of the snapshot to make on the way.
 	SnapshotId string `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	// Ids of the copies.
-	CopyIds       []string `protobuf:"bytes,3,rep,name=copy_ids,json=copyIds,proto3" json:"copy_ids,omitempty"`
+	CopyIds []string `protobuf:"bytes,3,rep,name=copy_ids,json=copyIds,proto3" json:"copy_ids,omitempty"`
+	// If set, only the life of the sandbox that this start began is meant: where another one is here, nothing happens, and the answer is
+	// FAILED_PRECONDITION. So a request that comes late cannot hit a later life.
+	RestoreId     string `protobuf:"bytes,4,opt,name=restore_id,json=restoreId,proto3" json:"restore_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -929,6 +952,13 @@ func (x *ForkSandboxRequest) GetCopyIds() []string {
 		return x.CopyIds
 	}
 	return nil
+}
+
+func (x *ForkSandboxRequest) GetRestoreId() string {
+	if x != nil {
+		return x.RestoreId
+	}
+	return ""
 }
 
 // ForkSandboxResponse has the copies.
@@ -2052,12 +2082,14 @@ const file_covey_host_v1_host_proto_rawDesc = "" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1d\n" +
 	"\n" +
 	"restore_id\x18\x02 \x01(\tR\trestoreId\"\x18\n" +
-	"\x16DestroySandboxResponse\"U\n" +
+	"\x16DestroySandboxResponse\"t\n" +
 	"\x13PauseSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1f\n" +
 	"\vsnapshot_id\x18\x02 \x01(\tR\n" +
-	"snapshotId\"\x80\x01\n" +
+	"snapshotId\x12\x1d\n" +
+	"\n" +
+	"restore_id\x18\x03 \x01(\tR\trestoreId\"\x80\x01\n" +
 	"\x14PauseSandboxResponse\x124\n" +
 	"\asandbox\x18\x01 \x01(\v2\x1a.covey.host.v1.HostSandboxR\asandbox\x122\n" +
 	"\x05stats\x18\x02 \x01(\v2\x1c.covey.host.v1.SnapshotStatsR\x05stats\"\xac\x02\n" +
@@ -2069,7 +2101,7 @@ const file_covey_host_v1_host_proto_rawDesc = "" +
 	"\x14memory_written_bytes\x18\x04 \x01(\x03R\x12memoryWrittenBytes\x12(\n" +
 	"\x10disk_dirty_bytes\x18\x05 \x01(\x03R\x0ediskDirtyBytes\x12,\n" +
 	"\x12disk_written_bytes\x18\x06 \x01(\x03R\x10diskWrittenBytes\x12!\n" +
-	"\fstored_bytes\x18\a \x01(\x03R\vstoredBytes\"\xaf\x02\n" +
+	"\fstored_bytes\x18\a \x01(\x03R\vstoredBytes\"\xce\x02\n" +
 	"\x16SnapshotSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1f\n" +
@@ -2077,19 +2109,23 @@ const file_covey_host_v1_host_proto_rawDesc = "" +
 	"snapshotId\x123\n" +
 	"\x04kind\x18\x03 \x01(\x0e2\x1f.covey.snapshot.v1.SnapshotKindR\x04kind\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12O\n" +
-	"\bmetadata\x18\x05 \x03(\v23.covey.host.v1.SnapshotSandboxRequest.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x05 \x03(\v23.covey.host.v1.SnapshotSandboxRequest.MetadataEntryR\bmetadata\x12\x1d\n" +
+	"\n" +
+	"restore_id\x18\x06 \x01(\tR\trestoreId\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x86\x01\n" +
 	"\x17SnapshotSandboxResponse\x127\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x1b.covey.snapshot.v1.SnapshotR\bsnapshot\x122\n" +
-	"\x05stats\x18\x02 \x01(\v2\x1c.covey.host.v1.SnapshotStatsR\x05stats\"o\n" +
+	"\x05stats\x18\x02 \x01(\v2\x1c.covey.host.v1.SnapshotStatsR\x05stats\"\x8e\x01\n" +
 	"\x12ForkSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1f\n" +
 	"\vsnapshot_id\x18\x02 \x01(\tR\n" +
 	"snapshotId\x12\x19\n" +
-	"\bcopy_ids\x18\x03 \x03(\tR\acopyIds\"}\n" +
+	"\bcopy_ids\x18\x03 \x03(\tR\acopyIds\x12\x1d\n" +
+	"\n" +
+	"restore_id\x18\x04 \x01(\tR\trestoreId\"}\n" +
 	"\x13ForkSandboxResponse\x122\n" +
 	"\x06copies\x18\x01 \x03(\v2\x1a.covey.host.v1.HostSandboxR\x06copies\x122\n" +
 	"\x05stats\x18\x02 \x01(\v2\x1c.covey.host.v1.SnapshotStatsR\x05stats\"3\n" +
