@@ -2,12 +2,12 @@ package rpc_test
 
 import (
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,9 +19,10 @@ import (
 	"github.com/coveyhq/covey/scheduler/rpc"
 	"github.com/coveyhq/covey/services/chassis"
 	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(leaktest.Main(m)) }
 
 // scheduler is one scheduler over real gRPC.
 type scheduler struct {

@@ -1,9 +1,10 @@
 package chassis
 
 import (
+	"os"
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/coveyhq/covey/services/chassis/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(leaktest.Main(m)) }

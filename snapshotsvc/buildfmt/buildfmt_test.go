@@ -16,14 +16,13 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"github.com/coveyhq/covey/services/chassis/leaktest"
 	"github.com/coveyhq/covey/snapshotsvc/snapfmt"
 )
 
 var update = flag.Bool("update", false, "write golden files anew")
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(leaktest.Main(m)) }
 
 // write makes a build of data, in pieces of changing length.
 func write(t testing.TB, data []byte, o Options) ([]byte, Info) {

@@ -18,13 +18,13 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
-	"go.uber.org/goleak"
 
+	"github.com/coveyhq/covey/services/chassis/leaktest"
 	"github.com/coveyhq/covey/snapshotsvc/registry"
 	"github.com/coveyhq/covey/snapshotsvc/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(leaktest.Main(m)) }
 
 const mib = 1 << 20
 

@@ -2,7 +2,6 @@ package pgtest
 
 import (
 	"bufio"
-	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -10,18 +9,11 @@ import (
 	"syscall"
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/coveyhq/covey/services/chassis/leaktest"
 )
 
 // MainWithoutLeaks is Main for packages that leave no goroutine behind.
-func MainWithoutLeaks(m *testing.M) int {
-	code := Main(m)
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	return code
-}
+func MainWithoutLeaks(m *testing.M) int { return leaktest.Check(Main(m)) }
 
 // Child runs the test's binary as a process of its own, whose TestMain is to see by the environment (KEY=VALUE) that it is a server, and to print its
 // address. The function kill ends it as kill -9 does, and may be called again; it is at the test's end.

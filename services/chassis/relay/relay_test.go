@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -19,11 +19,12 @@ import (
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
 	"github.com/coveyhq/covey/services/chassis"
 	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/leaktest"
 	"github.com/coveyhq/covey/services/chassis/relay"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(leaktest.Main(m)) }
 
 const sandbox = "sb_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
