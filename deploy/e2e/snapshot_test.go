@@ -61,7 +61,7 @@ func TestAPausedSandboxGoesOnWhereItWas(t *testing.T) {
 	wantError(t, err, codes.FailedPrecondition, "PAUSED")
 	again(t, ctx, id)
 	again(t, ctx, id) // a running one is answered as it is
-	if got := sh(t, ctx, id, "cat /root/f /dev/shm/f; a=$(wc -c </dev/shm/beat); sleep 1; b=$(wc -c </dev/shm/beat); [ $b -gt $a ] && echo beats"); got != "disk\nmemory\nbeats" {
+	if got := sh(t, ctx, id, "cat /root/f /dev/shm/f; a=$(wc -c </dev/shm/beat); for i in $(seq 100); do b=$(wc -c </dev/shm/beat); [ $b -gt $a ] && break; sleep 0.2; done; [ $b -gt $a ] && echo beats"); got != "disk\nmemory\nbeats" {
 		t.Errorf("it answers %q", got)
 	}
 }
@@ -185,7 +185,7 @@ func TestATemplateLocksVCPUsAndMemoryAndItsSourceKeepsRunning(t *testing.T) {
 	if snap.GetVcpus() != 1 || snap.GetMemoryMb() != 128 || snap.GetKind() != snapshotv1.SnapshotKind_SNAPSHOT_KIND_TEMPLATE || snap.GetUniqueBytes() == 0 {
 		t.Errorf("the template is %v", snap)
 	}
-	if got := sh(t, ctx, source, "a=$(wc -c </dev/shm/beat); sleep 1; b=$(wc -c </dev/shm/beat); [ $b -gt $a ] && echo beats"); got != "beats" {
+	if got := sh(t, ctx, source, "a=$(wc -c </dev/shm/beat); for i in $(seq 100); do b=$(wc -c </dev/shm/beat); [ $b -gt $a ] && break; sleep 0.2; done; [ $b -gt $a ] && echo beats"); got != "beats" {
 		t.Errorf("the source answers %q", got)
 	}
 	for field, r := range map[string]*sandboxv1.CreateSandboxRequest{
@@ -202,7 +202,7 @@ func TestATemplateLocksVCPUsAndMemoryAndItsSourceKeepsRunning(t *testing.T) {
 	if clone.GetVcpus() != 1 || clone.GetMemoryMb() != 128 {
 		t.Errorf("the clone is %v", clone)
 	}
-	if got := sh(t, ctx, clone.GetId(), "cat /root/f; a=$(wc -c </dev/shm/beat); sleep 1; b=$(wc -c </dev/shm/beat); [ $b -gt $a ] && echo beats"); got != "made\nbeats" {
+	if got := sh(t, ctx, clone.GetId(), "cat /root/f; a=$(wc -c </dev/shm/beat); for i in $(seq 100); do b=$(wc -c </dev/shm/beat); [ $b -gt $a ] && break; sleep 0.2; done; [ $b -gt $a ] && echo beats"); got != "made\nbeats" {
 		t.Errorf("the clone answers %q", got)
 	}
 }

@@ -151,7 +151,7 @@ func (m *machine) kill() {
 func (m *machine) do(command string, args map[string]any) json.RawMessage {
 	m.t.Helper()
 	if m.qmpConn == nil {
-		for end := time.Now().Add(20 * time.Second); ; {
+		for end := time.Now().Add(2 * time.Minute); ; {
 			c, err := net.Dial("unix", filepath.Join(m.dir, "qmp"))
 			if err == nil {
 				m.qmpConn, m.qmp = c, bufio.NewReader(c)
@@ -200,7 +200,7 @@ func (m *machine) do(command string, args map[string]any) json.RawMessage {
 
 func (m *machine) await(command, field, want string) {
 	m.t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 		var r map[string]any
 		if err := json.Unmarshal(m.do(command, nil), &r); err != nil {
 			m.t.Fatal(err)

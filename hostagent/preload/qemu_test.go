@@ -88,7 +88,7 @@ func (q *qemu) connect(t *testing.T, control string) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(30 * time.Second); ; <-tick.C {
+	for end := time.Now().Add(2 * time.Minute); ; <-tick.C {
 		conn, err := net.Dial("unix", control)
 		if err == nil {
 			t.Cleanup(func() { conn.Close() })
@@ -140,7 +140,7 @@ func (q *qemu) until(t *testing.T, query, want string) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(30 * time.Second); ; <-tick.C {
+	for end := time.Now().Add(2 * time.Minute); ; <-tick.C {
 		status := q.do(t, query, nil)["status"]
 		if status == want {
 			return

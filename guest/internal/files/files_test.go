@@ -384,7 +384,7 @@ func TestAListingComesInPagesThatMissNothing(t *testing.T) {
 
 func TestAWatchTellsWhatHappensBelowIt(t *testing.T) {
 	a, _, home := newActor(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	ready, events, ended := make(chan struct{}), make(chan Event, 100), make(chan error, 1)
 	go func() {

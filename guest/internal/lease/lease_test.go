@@ -40,7 +40,7 @@ func listen(t *testing.T) (*Keeper, string) {
 
 func awaitHeld(t *testing.T, k *Keeper, want int) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); k.Held() != want; <-time.After(5 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); k.Held() != want; <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d leases are held, want %d", k.Held(), want)
 		}

@@ -134,7 +134,7 @@ func held(t *testing.T, conf Config) []string {
 
 func TestTheNextAgentTakesRunningSandboxesBack(t *testing.T) {
 	conf := testConfig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	a := spawnAgent(t, conf)
 	a.start(t, ctx, tiny("sb_kept"))
@@ -148,7 +148,7 @@ func TestTheNextAgentTakesRunningSandboxesBack(t *testing.T) {
 	}
 	got := b.sh(t, ctx, "sb_kept", `echo 3 > /proc/sys/vm/drop_caches; cat /root/mark
 		dd if=/dev/zero of=/root/big bs=1M count=8 2>/dev/null; sync; echo 3 > /proc/sys/vm/drop_caches; wc -c </root/big
-		a=$(wc -c </dev/shm/beat); sleep 1; b=$(wc -c </dev/shm/beat); [ $b -gt $a ] && echo beats`)
+		a=$(wc -c </dev/shm/beat); for i in $(seq 100); do b=$(wc -c </dev/shm/beat); [ $b -gt $a ] && break; sleep 0.2; done; [ $b -gt $a ] && echo beats`)
 	if got != "before\n8388608\nbeats" {
 		t.Errorf("after the agent's death it answers %q", got)
 	}
@@ -162,7 +162,7 @@ func TestTheNextAgentTakesRunningSandboxesBack(t *testing.T) {
 
 func TestAnAgentThatCannotBeginToServeEndsNoSandbox(t *testing.T) {
 	conf := testConfig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	a := spawnAgent(t, conf)
 	a.start(t, ctx, tiny("sb_kept"))
@@ -185,7 +185,7 @@ func TestAnAgentThatCannotBeginToServeEndsNoSandbox(t *testing.T) {
 
 func TestAnAgentKilledAmidAPauseLeavesARunningSandboxOrAPausedOne(t *testing.T) {
 	conf := testConfig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	a := spawnAgent(t, conf)
 	a.start(t, ctx, tiny("sb_one"))
@@ -225,7 +225,7 @@ func TestAnAgentKilledAmidAPauseLeavesARunningSandboxOrAPausedOne(t *testing.T) 
 
 func TestAnAgentKilledAmidAStartLeavesNothingHalfMade(t *testing.T) {
 	conf := testConfig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	a := spawnAgent(t, conf)
 	a.start(t, ctx, tiny("sb_first"))

@@ -52,7 +52,7 @@ func scribble(t *testing.T, ctx context.Context, c agentClient, id string, areas
 func TestFiftyGenerationsKeepEveryByteAndStayShort(t *testing.T) {
 	const generations, chain, size = 50, 4, 1 << 20
 	conf := testConfig(t, fmt.Sprintf("snapshots: {max_chain: %d}", chain))
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	c := startAgent(t, conf).agentClient
 	spec := func() *hostv1.SandboxSpec {

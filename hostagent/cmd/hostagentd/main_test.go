@@ -175,7 +175,7 @@ func tiny(id string) *hostv1.SandboxSpec {
 
 func TestASandboxIsBootedSpawnedPausedAndResumed(t *testing.T) {
 	conf := testConfig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	a := startAgent(t, conf)
 
@@ -198,7 +198,7 @@ func TestASandboxIsBootedSpawnedPausedAndResumed(t *testing.T) {
 		snap := fmt.Sprintf("snap_pause%d", i)
 		a.pause(t, ctx, "sb_one", snap)
 		a.resume(t, ctx, tiny("sb_one"), snap)
-		if got := a.sh(t, ctx, "sb_one", "cat /root/file; a=$(wc -c </tmp/beat); sleep 1; b=$(wc -c </tmp/beat); [ $b -gt $a ] && echo beats"); got != "kept\nbeats" {
+		if got := a.sh(t, ctx, "sb_one", "cat /root/file; a=$(wc -c </tmp/beat); for i in $(seq 100); do b=$(wc -c </tmp/beat); [ $b -gt $a ] && break; sleep 0.2; done; [ $b -gt $a ] && echo beats"); got != "kept\nbeats" {
 			t.Fatalf("after the resume it answers %q", got)
 		}
 	}
@@ -250,7 +250,7 @@ func TestAnImageThatCannotBeReadKeepsAnAgentFromNothingElse(t *testing.T) {
 	}
 	conf.Artifacts = dir
 	a := startAgent(t, conf)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	a.start(t, ctx, tiny("sb_other"))
 	broken := tiny("sb_broken")

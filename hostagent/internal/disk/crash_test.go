@@ -169,7 +169,7 @@ func TestLayersStayFewHoweverManySnapshots(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for tick := time.Tick(5 * time.Millisecond); ; {
 		files, err := os.ReadDir(s.dir)
 		if err != nil {

@@ -31,7 +31,7 @@ func tryQEMU(t *testing.T, tool string, args ...string) (string, error) {
 		}
 		t.Skip(message)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, tool, args...).CombinedOutput()
 	return string(out), err

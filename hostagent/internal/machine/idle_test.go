@@ -17,9 +17,7 @@ func inBubble(t *testing.T, busy float64, test func(t *testing.T, w *world, h *H
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan struct{})
 		go func() { h.Run(ctx); close(ran) }()
-		s := spec("sb_1")
-		s.Timeout = time.Minute
-		m := start(t, h, s)
+		m := start(t, h, timed("sb_1"))
 		test(t, w, h, m)
 		cancel()
 		<-ran
@@ -27,6 +25,13 @@ func inBubble(t *testing.T, busy float64, test func(t *testing.T, w *world, h *H
 			t.Error(err)
 		}
 	})
+}
+
+// timed is a sandbox that is paused after a minute.
+func timed(id string) Spec {
+	s := spec(id)
+	s.Timeout = time.Minute
+	return s
 }
 
 // wait lets the fake clock go on.

@@ -134,7 +134,7 @@ func (g *guest) dial(addr string, wait time.Duration) (answer string) {
 
 func (g *guest) reaches(t *testing.T, addr, greeting string) {
 	t.Helper()
-	if got := g.dial(addr, 10*time.Second); got != greeting {
+	if got := g.dial(addr, time.Minute); got != greeting {
 		t.Errorf("%s answers %q and not %q", addr, got, greeting)
 	}
 }

@@ -193,6 +193,9 @@ func trial(ctx context.Context, conf KVMConfig) (Verdict, error) {
 	if ctx.Err() != nil {
 		return Verdict{}, errors.Join(context.Cause(ctx), end(vm))
 	}
+	if err != nil && deadline.Err() != nil {
+		err = fmt.Errorf("it did not start within %v: %w", conf.Deadline, err)
+	}
 	if err != nil {
 		return judge(conf.Device, console, err.Error(), time.Since(begin)), nil
 	}

@@ -235,7 +235,7 @@ func (h *host) start() {
 	var err error
 	h.Transfer, err = transfer.New(transfer.Config{
 		HostID: h.id, Dir: filepath.Join(h.dir, "transfer"), Registry: h.registry(), Peers: h.peers(), Report: 100 * time.Millisecond,
-		Patience: 20 * time.Second, Log: log,
+		Patience: time.Minute, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -504,14 +504,14 @@ func (m *mesh) durable(id string) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within 2 minutes: %s", what)
 		}
 	}
 }

@@ -58,7 +58,7 @@ func TestAPeerThatIsCutOffWhileItSendsIsReplacedByTheRegistry(t *testing.T) {
 	select {
 	case g := <-read:
 		s.same(t, g.memory, g.disk)
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the bytes that the registry has do not come")
 	}
 	if m.reads.Load() == before {

@@ -104,7 +104,7 @@ func dial(t *testing.T, socket string) client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	return client{c, t}
 }
 

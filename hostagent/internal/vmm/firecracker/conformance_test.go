@@ -17,7 +17,7 @@ import (
 // newDriver makes the driver that the conformance suite tests, in this process and in the agent that it starts.
 func newDriver() (vmm.Driver, error) {
 	disks, _ := attach.New()
-	return firecracker.New(firecracker.Config{Binary: os.Getenv(binaryVariable), Disks: disks, Timeout: 3 * time.Second})
+	return firecracker.New(firecracker.Config{Binary: os.Getenv(binaryVariable), Disks: disks, Timeout: 5 * time.Second})
 }
 
 func TestConformance(t *testing.T) {

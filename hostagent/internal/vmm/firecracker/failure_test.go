@@ -95,7 +95,7 @@ func newStage(t *testing.T, change func(*firecracker.Config)) *stage {
 			t.Fatal(err)
 		}
 	}
-	conf := firecracker.Config{Binary: self, NoJailer: true, Disks: s.disks, Timeout: time.Second, HangTime: 3 * time.Second, Balloon: true, Trace: checked(t)}
+	conf := firecracker.Config{Binary: self, NoJailer: true, Disks: s.disks, Timeout: 10 * time.Second, HangTime: 30 * time.Second, Balloon: true, Trace: checked(t)}
 	if change != nil {
 		change(&conf)
 	}
@@ -110,6 +110,9 @@ func newStage(t *testing.T, change func(*firecracker.Config)) *stage {
 	})
 	return s
 }
+
+// brief has little patience, for what never answers.
+func brief(c *firecracker.Config) { c.Timeout, c.HangTime = time.Second, 3*time.Second }
 
 // checked checks each exchange against Firecracker's description.
 func checked(t *testing.T) func(api.Exchange) {
@@ -183,7 +186,7 @@ func TestKilledIsGoneWithItsSignal(t *testing.T) {
 }
 
 func TestHungIsUnresponsiveAndThenEnded(t *testing.T) {
-	s := newStage(t, nil)
+	s := newStage(t, brief)
 	vm := s.boot("hang")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -321,7 +324,11 @@ func TestAFailedStartLeavesNothing(t *testing.T) {
 		"no run dir":   {script: "ok", change: func(c *vmm.Config) { c.RunDir = "x" }, want: "RunDir"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStage(t, nil)
+			var change func(*firecracker.Config)
+			if x.script == "mute" {
+				change = brief
+			}
+			s := newStage(t, change)
 			cfg := s.config(x.script)
 			if x.change != nil {
 				x.change(&cfg)
@@ -409,7 +416,7 @@ func TestStateAndMemoryAreOfOneRequest(t *testing.T) {
 }
 
 func TestAGuestCannotFloodTheHostsDisk(t *testing.T) {
-	s := newStage(t, func(c *firecracker.Config) { c.Timeout = 10 * time.Second })
+	s := newStage(t, nil)
 	cfg := s.config("flood")
 	const most = 16 << 20
 	if err := os.WriteFile(cfg.ConsolePath, nil, 0o600); err != nil {

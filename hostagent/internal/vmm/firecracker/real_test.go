@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 const (
 	binaryVariable = "COVEY_FIRECRACKER_BIN"
 	diskBytes      = 1 << 20
-	patience       = 30 * time.Second
+	patience       = time.Minute
 	firstUID       = 250000
 )
 
@@ -72,7 +72,7 @@ type lab struct {
 
 func newLab(t *testing.T, change func(*firecracker.Config)) *lab {
 	t.Helper()
-	conf := firecracker.Config{Binary: realBinary(t), NoJailer: true, Timeout: 10 * time.Second, Trace: checked(t)}
+	conf := firecracker.Config{Binary: realBinary(t), NoJailer: true, Timeout: 20 * time.Second, Trace: checked(t)}
 	if testing.Verbose() {
 		conf.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -518,7 +518,7 @@ func TestARealVMMIsReopened(t *testing.T) {
 	h := g.Handle()
 	// The first agent goes away.
 	g.must(l.driver.Close())
-	other, err := firecracker.New(firecracker.Config{Binary: realBinary(t), NoJailer: true, Timeout: 10 * time.Second})
+	other, err := firecracker.New(firecracker.Config{Binary: realBinary(t), NoJailer: true, Timeout: 20 * time.Second})
 	g.must(err)
 	t.Cleanup(func() { other.Close() })
 	vm, err = other.Reopen(t.Context(), g.cfg, h)

@@ -67,7 +67,7 @@ func ended(t *testing.T, p *launch.Process) string {
 	t.Helper()
 	select {
 	case <-p.Done():
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("the process has not ended; it says %q", p.Words())
 	}
 	return p.Words()
@@ -346,7 +346,7 @@ func TestAProcessOutlivesItsAgentAndIsOpenedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	for deadline := time.Now().Add(20 * time.Second); p.Words() != "still here"; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); p.Words() != "still here"; runtime.Gosched() {
 		if time.Now().After(deadline) {
 			t.Fatalf("its words are %q", p.Words())
 		}

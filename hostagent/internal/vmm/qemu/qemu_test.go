@@ -45,7 +45,7 @@ func newDriver() (vmm.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return qemu.New(qemu.Config{Preload: object, Timeout: 3 * time.Second})
+	return qemu.New(qemu.Config{Preload: object, Timeout: 5 * time.Second})
 }
 
 // boot boots a VM without network, disk and pager.

@@ -19,7 +19,7 @@ import (
 
 // Setup says what is to be tested.
 type Setup struct {
-	// Driver makes the driver, and sees to its closing by t.Cleanup. Its timeout for an answer should be a few seconds.
+	// Driver makes the driver, and sees to its closing by t.Cleanup. Its timeout for an answer should be some seconds: one test waits for it, and an overrun machine takes some.
 	Driver func(t *testing.T) vmm.Driver
 	// Kernel is the artifact that it boots: "bzImage" or "vmlinux".
 	Kernel string
@@ -322,14 +322,14 @@ func refuse(t *testing.T, l *lab, base *snapshot, name string, state []byte, cha
 // testGivenUp has what the death of an agent amid a save leaves: a VMM that saves for nobody.
 func testGivenUp(t *testing.T, l *lab, base *snapshot) {
 	s := l.clone(t, base)
-	for _, patience := range []time.Duration{0, time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond} {
+	for _, gaveUp := range []time.Duration{0, time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond} {
 		s.stop()
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), gaveUp)
 		err := s.SaveState(ctx, filepath.Join(t.TempDir(), "state"))
 		cancel()
 		s.cont()
 		before := s.ticks()
-		eventually(t, fmt.Sprintf("after a save that was given up after %s (%v) the guest goes on", patience, err), 10*time.Second, func() bool { return s.ticks() > before })
+		eventually(t, fmt.Sprintf("after a save that was given up after %s (%v) the guest goes on", gaveUp, err), patience, func() bool { return s.ticks() > before })
 	}
 	sum := s.ask("sum")
 	if got := l.clone(t, s.save()).ask("sum"); got != sum {
