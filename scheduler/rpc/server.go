@@ -14,6 +14,7 @@ import (
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/scheduler/plan"
 	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/caller"
 )
 
 // Cordons remembers which hosts are cordoned.
@@ -135,6 +136,9 @@ func (s *Server) Heartbeat(stream beats) error {
 		case p := <-in:
 			h, err := toHost(p.GetHost())
 			if err != nil {
+				return err
+			}
+			if err := caller.SpeaksFor(stream.Context(), "host.id", h.ID); err != nil {
 				return err
 			}
 			last = answer{h.Labels, s.book.Beat(h, p.GetSandboxIds())}

@@ -102,7 +102,7 @@ func pingUntil(t *testing.T, c hostv1.HostServiceClient, got func() bool) {
 
 func TestDaemonsStandInConsulWhileTheyServe(t *testing.T) {
 	c := consultest.Start(t)
-	from := caller(t, Config{Consul: fast(c)})
+	from := onlyCalls(t, Config{Consul: fast(c)})
 	f := watchHosts(t, from)
 	d, stop := start(t, Config{Consul: fast(c), MetricsListen: "127.0.0.1:0"}, &fakeHost{}, WithHostID("a"))
 	f.until("host a registered", func(list []consul.Instance) bool {
@@ -121,7 +121,7 @@ func TestCallsGoToAllPassingInstances(t *testing.T) {
 	c := consultest.Start(t)
 	seen := map[string]bool{}
 	names := make(chan string, 1024)
-	d := caller(t, Config{Consul: fast(c)})
+	d := onlyCalls(t, Config{Consul: fast(c)})
 	conn, err := d.Dial("covey-host")
 	if err != nil {
 		t.Fatal(err)
@@ -156,7 +156,7 @@ func TestCallsGoToAllPassingInstances(t *testing.T) {
 
 func TestTheMeshOutlivesConsul(t *testing.T) {
 	c := consultest.Start(t)
-	from := caller(t, Config{Consul: fast(c)})
+	from := onlyCalls(t, Config{Consul: fast(c)})
 	f := watchHosts(t, from)
 	start(t, Config{Consul: fast(c)}, &fakeHost{ping: func(context.Context) error { return nil }}, WithHostID("a"))
 	f.until("host a", passing("covey-host-a"))
@@ -183,7 +183,7 @@ func TestADaemonStartsBeforeConsulDoes(t *testing.T) {
 	c := consultest.Start(t)
 	c.Stop()
 	start(t, Config{Consul: fast(c)}, &fakeHost{}, WithHostID("a"))
-	from := caller(t, Config{Consul: fast(c)})
+	from := onlyCalls(t, Config{Consul: fast(c)})
 	_, err := dialHosts(t, from).PingSandbox(within(t), &hostv1.PingSandboxRequest{})
 	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "instances of covey-host are not known") {
 		t.Errorf("without Consul: %v", err)

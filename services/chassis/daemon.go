@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/consul"
 	"github.com/coveyhq/covey/services/chassis/telemetry"
 )
@@ -76,7 +77,7 @@ func New(cfg Config, opts ...Option) (_ *Daemon, err error) {
 		}
 	}
 	if d.cfg.TLS.Mode == TLSConsul {
-		d.identity = d.consul.Identity(d.cfg.Service)
+		d.identity = d.consul.Identity(caller.Caller{Service: d.cfg.Service, HostID: d.opts.hostID})
 	}
 	d.server = d.newServer()
 	d.health = health.NewServer()

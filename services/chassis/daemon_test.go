@@ -84,8 +84,8 @@ func start(t *testing.T, cfg Config, f *fakeHost, opts ...Option) (d *Daemon, st
 	return d, stop
 }
 
-// caller is a daemon that only calls.
-func caller(t *testing.T, cfg Config) *Daemon {
+// onlyCalls is a daemon that only calls.
+func onlyCalls(t *testing.T, cfg Config) *Daemon {
 	t.Helper()
 	cfg.Service = "covey-gateway"
 	d, err := New(cfg, WithLogOutput(t.Output()))
@@ -114,7 +114,7 @@ func within(t *testing.T) context.Context {
 func TestErrorsReachCallersAsPromised(t *testing.T) {
 	f, out := &fakeHost{}, &logs{}
 	d, _ := start(t, Config{}, f, WithLogOutput(out))
-	c := client(t, caller(t, Config{}), d)
+	c := client(t, onlyCalls(t, Config{}), d)
 	for name, test := range map[string]struct {
 		err     error
 		panics  bool
@@ -168,7 +168,7 @@ func TestTenantAndRequestIDGoFromDaemonToDaemon(t *testing.T) {
 		_, err := onward.PingSandbox(ctx, &hostv1.PingSandboxRequest{})
 		return err
 	}
-	c := client(t, caller(t, Config{}), d2)
+	c := client(t, onlyCalls(t, Config{}), d2)
 	ctx := metadata.AppendToOutgoingContext(within(t), tenant.Key, "acme", tenant.RequestIDKey, "req_x")
 	if _, err := c.PingSandbox(ctx, &hostv1.PingSandboxRequest{}); err != nil || gotTenant != "acme" || gotID != "req_x" {
 		t.Errorf("got %q, %q, %v", gotTenant, gotID, err)
@@ -185,7 +185,7 @@ func TestTenantAndRequestIDGoFromDaemonToDaemon(t *testing.T) {
 func TestPublicDaemonDoesNotBelieveTheTenant(t *testing.T) {
 	got := ""
 	d, _ := start(t, Config{}, &fakeHost{ping: func(ctx context.Context) error { got = tenant.From(ctx); return nil }}, WithPublic())
-	c := client(t, caller(t, Config{}), d)
+	c := client(t, onlyCalls(t, Config{}), d)
 	if _, err := c.PingSandbox(metadata.AppendToOutgoingContext(within(t), tenant.Key, "acme"), &hostv1.PingSandboxRequest{}); err != nil || got != tenant.Default {
 		t.Errorf("got tenant %q, %v", got, err)
 	}
@@ -207,7 +207,7 @@ func TestAuthIsAskedAboutEveryCallButHealth(t *testing.T) {
 		}
 		return nil, apierr.E(codes.PermissionDenied, "NO", "not "+method)
 	}))
-	from := caller(t, Config{})
+	from := onlyCalls(t, Config{})
 	c := client(t, from, d)
 	if _, err := c.PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
 		t.Error(err)
@@ -234,7 +234,7 @@ func TestUnaryCallsWithoutDeadlineGetOne(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}})
-	_, err := client(t, caller(t, Config{}), d).PingSandbox(context.WithoutCancel(within(t)), &hostv1.PingSandboxRequest{})
+	_, err := client(t, onlyCalls(t, Config{}), d).PingSandbox(context.WithoutCancel(within(t)), &hostv1.PingSandboxRequest{})
 	if status.Code(err) != codes.DeadlineExceeded || apierr.Reason(err) != "DEADLINE_EXCEEDED" {
 		t.Errorf("got %v", err)
 	}
@@ -265,7 +265,7 @@ func TestCallsUnderWayEndBeforeTheDaemonDoes(t *testing.T) {
 		}
 		return nil
 	})
-	c := client(t, caller(t, Config{}), d)
+	c := client(t, onlyCalls(t, Config{}), d)
 	if _, err := c.WatchSandboxes(within(t), &hostv1.WatchSandboxesRequest{}); err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func TestEndlessStreamsEndAtOnce(t *testing.T) {
 		return s.Context().Err()
 	}}
 	d, stop := start(t, Config{Drain: time.Minute}, f, WithEndless(hostv1.HostService_WatchSandboxes_FullMethodName))
-	s, err := client(t, caller(t, Config{}), d).WatchSandboxes(within(t), &hostv1.WatchSandboxesRequest{})
+	s, err := client(t, onlyCalls(t, Config{}), d).WatchSandboxes(within(t), &hostv1.WatchSandboxesRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +317,7 @@ func TestCallsThatDoNotEndAreCutOff(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}})
-	c := client(t, caller(t, Config{}), d)
+	c := client(t, onlyCalls(t, Config{}), d)
 	answer := make(chan error, 1)
 	go func() {
 		_, err := c.PingSandbox(context.Background(), &hostv1.PingSandboxRequest{})
@@ -347,7 +347,7 @@ func get(t *testing.T, url string) (int, string) {
 
 func TestMetricsPortTellsHealthAndCounts(t *testing.T) {
 	d, _ := start(t, Config{MetricsListen: "127.0.0.1:0"}, &fakeHost{ping: func(context.Context) error { return nil }})
-	if _, err := client(t, caller(t, Config{}), d).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
+	if _, err := client(t, onlyCalls(t, Config{}), d).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	base := "http://" + d.MetricsAddr()
@@ -372,7 +372,7 @@ func TestMetricsPortTellsHealthAndCounts(t *testing.T) {
 func TestHTTPAndGRPCShareAPort(t *testing.T) {
 	hello := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello ", r.URL.Path) })
 	d, stop := start(t, Config{}, &fakeHost{ping: func(context.Context) error { return nil }}, WithHTTP(hello))
-	if _, err := client(t, caller(t, Config{}), d).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
+	if _, err := client(t, onlyCalls(t, Config{}), d).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
 		t.Error(err)
 	}
 	if code, body := get(t, "http://"+d.Addr()+"/x"); code != 200 || body != "hello /x" {
@@ -392,7 +392,7 @@ func TestHTTPAndGRPCShareAPort(t *testing.T) {
 
 func TestServicesAreFoundInPeersWithoutConsul(t *testing.T) {
 	d, _ := start(t, Config{}, &fakeHost{ping: func(context.Context) error { return nil }})
-	from := caller(t, Config{Peers: map[string][]string{"covey-host": {d.Addr()}}})
+	from := onlyCalls(t, Config{Peers: map[string][]string{"covey-host": {d.Addr()}}})
 	conn, err := from.Dial("covey-host")
 	if err != nil {
 		t.Fatal(err)

@@ -23,8 +23,8 @@
 //
 // Dial spreads calls over the instances of a service that pass their health checks in Consul; DialAddr reaches one host agent; EachInstance is for what every
 // instance must hear. Where Consul is off, Peers in the configuration stand in for it. With tls.mode "consul" each daemon proves which service it is by a certificate of
-// Consul's own authority; a caller speaks only to the service that it meant, and WithAllowedCallers and WithCallersOf name those that a daemon and one gRPC service of it answer. Health checks need
-// no identity, and the port of a daemon that is WithPublic has no TLS of the mesh: it faces the world.
+// Consul's own authority; a caller speaks only to the service that it meant, and WithCallers names those that may call each method; package caller says how, and what a host's agent
+// may in whose name. Health checks need no identity, and the port of a daemon that is WithPublic has no TLS of the mesh: it faces the world.
 //
 // # Design
 //

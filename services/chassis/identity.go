@@ -2,8 +2,8 @@ package chassis
 
 import (
 	"context"
+	"fmt"
 	"net"
-	"slices"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/consul"
 )
 
@@ -52,30 +53,38 @@ func (p patient) Clone() credentials.TransportCredentials {
 	return patient{p.TransportCredentials.Clone(), p.identity}
 }
 
-// checkPeer refuses callers that are no service of the mesh, or not one that may call.
-func (d *Daemon) checkPeer(ctx context.Context, fullMethod string) error {
+// checkPeer refuses callers that are no service of the mesh, or not one that may call. It returns the context of a call by that one.
+func (d *Daemon) checkPeer(ctx context.Context, fullMethod string) (context.Context, error) {
 	if !d.servesTLS() {
-		return nil
+		return ctx, nil
 	}
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return apierr.E(codes.Unauthenticated, "CALLER_UNKNOWN", "the call has no peer")
+		return ctx, apierr.E(codes.Unauthenticated, "CALLER_UNKNOWN", "the call has no peer")
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok {
-		return apierr.E(codes.Unauthenticated, "CALLER_UNKNOWN", "the caller does not use TLS")
+		return ctx, apierr.E(codes.Unauthenticated, "CALLER_UNKNOWN", "the caller does not use TLS")
 	}
-	service, err := d.identity.Caller(info.State)
+	c, err := d.identity.Caller(info.State)
 	if err != nil {
-		return apierr.E(codes.Unauthenticated, "CALLER_UNKNOWN", err.Error())
+		return ctx, apierr.E(codes.Unauthenticated, "CALLER_UNKNOWN", err.Error())
 	}
-	of := strings.TrimPrefix(fullMethod[:max(0, strings.LastIndexByte(fullMethod, '/'))], "/")
-	callers, own := d.opts.callersOf[of]
-	if !own {
-		callers = d.opts.callers
+	if d.opts.callers != nil {
+		if err := d.opts.callers.Check(d.cfg.Service, c, fullMethod); err != nil {
+			return ctx, err
+		}
 	}
-	if (own || len(callers) > 0) && !slices.Contains(callers, service) {
-		return apierr.E(codes.PermissionDenied, "CALLER_NOT_ALLOWED", service+" may not call "+of+" of "+d.cfg.Service, "caller", service)
+	return caller.With(ctx, c), nil
+}
+
+// checkTable refuses to serve methods of which nothing says who may call them.
+func (d *Daemon) checkTable() error {
+	if d.opts.callers == nil {
+		return nil
+	}
+	if lacks := d.opts.callers.Lacks(d.server.GetServiceInfo()); len(lacks) > 0 {
+		return fmt.Errorf("no row says who may call %s", strings.Join(lacks, ", "))
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/consul/consultest"
 )
 
@@ -24,9 +25,9 @@ func secured(c *consultest.Server, service string) Config {
 }
 
 // calling makes a daemon that only calls, as a service.
-func calling(t *testing.T, cfg Config) *Daemon {
+func calling(t *testing.T, cfg Config, opts ...Option) *Daemon {
 	t.Helper()
-	d, err := New(cfg, WithLogOutput(t.Output()))
+	d, err := New(cfg, append(opts, WithLogOutput(t.Output()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +38,7 @@ func calling(t *testing.T, cfg Config) *Daemon {
 func TestDaemonsKnowEachOtherByConsulsAuthority(t *testing.T) {
 	c := consultest.Start(t)
 	ok := func() *fakeHost { return &fakeHost{ping: func(context.Context) error { return nil }} }
-	d, _ := start(t, secured(c, "covey-host"), ok(), WithHostID("a"), WithAllowedCallers("covey-sandbox", "covey-host"))
+	d, _ := start(t, secured(c, "covey-host"), ok(), WithHostID("a"), WithCallers(hostMethods(pingMethod, "covey-sandbox", "covey-host")))
 	sandboxd := calling(t, secured(c, "covey-sandbox"))
 	// Consul's health check passes although it has no certificate.
 	watchHosts(t, sandboxd).until("host a passing its check over TLS", passing("covey-host-a"))
@@ -49,7 +50,7 @@ func TestDaemonsKnowEachOtherByConsulsAuthority(t *testing.T) {
 		t.Errorf("by address: %v", err)
 	}
 	_, err := dialHosts(t, calling(t, secured(c, "covey-gateway"))).PingSandbox(within(t), &hostv1.PingSandboxRequest{})
-	if status.Code(err) != codes.PermissionDenied || apierr.Reason(err) != "CALLER_NOT_ALLOWED" || !strings.Contains(err.Error(), "covey-gateway may not call covey.host.v1.HostService of covey-host") {
+	if status.Code(err) != codes.PermissionDenied || apierr.Reason(err) != "CALLER_NOT_ALLOWED" || !strings.Contains(err.Error(), "covey-gateway may not call covey.host.v1.HostService/PingSandbox of covey-host: covey-sandbox, covey-host may") {
 		t.Errorf("a service that may not call: %v", err)
 	}
 	_, err = raw(t, d.Addr(), credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})).PingSandbox(within(t), &hostv1.PingSandboxRequest{})
@@ -59,20 +60,60 @@ func TestDaemonsKnowEachOtherByConsulsAuthority(t *testing.T) {
 	if _, err := raw(t, d.Addr(), insecure.NewCredentials()).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("a caller without TLS: %v", err)
 	}
-	alone, _ := start(t, secured(c, "covey-scheduler"), ok(), WithAllowedCallers("covey-gateway"), WithCallersOf(hostv1.HostService_ServiceDesc.ServiceName, "covey-host"))
-	for service, want := range map[string]codes.Code{"covey-gateway": codes.PermissionDenied, "covey-host": codes.OK} {
-		conn, err := calling(t, secured(c, service)).Dial("covey-scheduler", grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := hostv1.NewHostServiceClient(conn).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); status.Code(err) != want {
-			t.Errorf("%s calls a service of %s that others have to themselves: %v, want %s", service, alone.Addr(), err, want)
-		}
+	if _, err := dialHosts(t, sandboxd).PauseSandbox(within(t), &hostv1.PauseSandboxRequest{}); apierr.Reason(err) != "CALLER_NOT_ALLOWED" {
+		t.Errorf("a method of which another is the only caller: %v", err)
 	}
 	// The identities stay good while Consul is away.
 	c.Stop()
 	if _, err := client(t, sandboxd, d).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
 		t.Errorf("without Consul: %v", err)
+	}
+}
+
+const pingMethod = hostv1.HostService_PingSandbox_FullMethodName
+
+// hostMethods is a table that has nobody call a host's methods, but one.
+func hostMethods(method string, callers ...string) caller.Table {
+	t := caller.Table{}
+	for _, m := range hostv1.HostService_ServiceDesc.Methods {
+		t["/"+hostv1.HostService_ServiceDesc.ServiceName+"/"+m.MethodName] = nil
+	}
+	for _, s := range hostv1.HostService_ServiceDesc.Streams {
+		t["/"+hostv1.HostService_ServiceDesc.ServiceName+"/"+s.StreamName] = nil
+	}
+	t[method] = callers
+	return t
+}
+
+// Whose agent a host agent is stands in its certificate, and its name in Consul may be as long as it likes.
+func TestAHostsCertificateNamesTheHost(t *testing.T) {
+	c := consultest.Start(t)
+	var who caller.Caller
+	var mine, another error
+	long := strings.Repeat("h", 63)
+	d, _ := start(t, secured(c, "covey-host"), &fakeHost{ping: func(ctx context.Context) error {
+		who, _ = caller.From(ctx)
+		mine, another = caller.SpeaksFor(ctx, "host_id", long), caller.SpeaksFor(ctx, "host_id", "b")
+		return nil
+	}}, WithHostID("a"))
+	if _, err := client(t, calling(t, secured(c, "covey-host"), WithHostID(long)), d).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if want := (caller.Caller{Service: "covey-host", HostID: long}); who != want || mine != nil {
+		t.Errorf("the caller is %+v, want %+v; of its own host it may speak: %v", who, want, mine)
+	}
+	if status.Code(another) != codes.PermissionDenied || apierr.Reason(another) != "CALLER_NOT_ALLOWED" || !strings.Contains(another.Error(), `host_id: must be the caller's own host`) {
+		t.Errorf("in another's name: %v", another)
+	}
+}
+
+func TestAMethodOfWhichNothingSaysWhoMayCallIsNotServed(t *testing.T) {
+	table := hostMethods(pingMethod, "covey-sandbox")
+	delete(table, hostv1.HostService_ReadConsole_FullMethodName)
+	d := calling(t, Config{Service: "covey-host"}, WithCallers(table))
+	hostv1.RegisterHostServiceServer(d.Server(), &fakeHost{})
+	if err := d.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "no row says who may call "+hostv1.HostService_ReadConsole_FullMethodName) {
+		t.Errorf("it serves, and ends with: %v", err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/relay"
 )
 
@@ -23,8 +24,7 @@ type options struct {
 	public    bool
 	http      http.Handler
 	tls       *tls.Config
-	callers   []string
-	callersOf map[string][]string // by gRPC service
+	callers   caller.Table // nil: every service of the mesh may call
 	endless   map[string]bool
 	server    []grpc.ServerOption
 	log       *slog.Logger
@@ -57,19 +57,10 @@ func WithTLS(get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) Option {
 	}
 }
 
-// WithAllowedCallers lets only these services call, by their identities under mutual TLS. Default: every service of the mesh.
-func WithAllowedCallers(services ...string) Option {
-	return func(o *options) { o.callers = append(o.callers, services...) }
-}
-
-// WithCallersOf lets only these services call one gRPC service, like "covey.host.v1.PeerService", whoever may call the others.
-func WithCallersOf(grpcService string, services ...string) Option {
-	return func(o *options) {
-		if o.callersOf == nil {
-			o.callersOf = map[string][]string{}
-		}
-		o.callersOf[grpcService] = services
-	}
+// WithCallers has each method called only by the services that its row in t names, by their identities under mutual TLS. A method that is served and has no row
+// is an error of Run. Default: every service of the mesh may call all.
+func WithCallers(t caller.Table) Option {
+	return func(o *options) { o.callers = t }
 }
 
 // WithEndless names server streams that go on until the caller ends them, like "/covey.sandbox.v1.SandboxService/WatchSandboxes". When the

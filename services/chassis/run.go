@@ -20,6 +20,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 }
 
 func (d *Daemon) serve(ctx context.Context) error {
+	if err := d.checkTable(); err != nil {
+		return err
+	}
 	if err := d.Listen(); err != nil {
 		return err
 	}

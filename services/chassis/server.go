@@ -100,7 +100,8 @@ func (d *Daemon) admit(ctx context.Context, fullMethod string) (context.Context,
 	if isHealth(fullMethod) {
 		return ctx, nil
 	}
-	if err := d.checkPeer(ctx, fullMethod); err != nil || d.opts.auth == nil {
+	ctx, err := d.checkPeer(ctx, fullMethod)
+	if err != nil || d.opts.auth == nil {
 		return ctx, err
 	}
 	return d.opts.auth(ctx, fullMethod)

@@ -76,7 +76,7 @@ func TestHTTP2IsServedBesideGRPCAndOnOneConnectionWithIt(t *testing.T) {
 	if reused != 3 {
 		t.Errorf("%d of 4 requests used the connection again", reused)
 	}
-	if _, err := client(t, caller(t, Config{}), d).PingSandbox(metadata.AppendToOutgoingContext(within(t), clientKey, "192.0.2.1:1"), &hostv1.PingSandboxRequest{}); err != nil {
+	if _, err := client(t, onlyCalls(t, Config{}), d).PingSandbox(metadata.AppendToOutgoingContext(within(t), clientKey, "192.0.2.1:1"), &hostv1.PingSandboxRequest{}); err != nil {
 		t.Error(err)
 	}
 	if a, ok := from.(*net.TCPAddr); !ok || !a.IP.IsLoopback() {

@@ -49,7 +49,7 @@ func TestOneTraceGoesThroughAllDaemons(t *testing.T) {
 		_, err := onward.PingSandbox(ctx, &hostv1.PingSandboxRequest{})
 		return err
 	}
-	if _, err := client(t, caller(t, Config{}), edge).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
+	if _, err := client(t, onlyCalls(t, Config{}), edge).PingSandbox(within(t), &hostv1.PingSandboxRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	stopEdge()

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/snapshotsvc/registry"
 )
 
@@ -21,6 +23,9 @@ type hosts struct {
 }
 
 func (s *hosts) RegisterSnapshot(ctx context.Context, r *snapshotv1.RegisterSnapshotRequest) (*snapshotv1.RegisterSnapshotResponse, error) {
+	if err := caller.SpeaksFor(ctx, "host_id", r.GetHostId()); err != nil {
+		return nil, err
+	}
 	snap, err := s.Registry.Register(ctx, s.caller(ctx), registry.Registration{
 		Tenant: r.GetTenantId(), Kind: fromKind(r.GetKind()), Name: r.GetName(), Manifest: fromManifest(r.GetManifest()),
 		HostID: r.GetHostId(), Metadata: r.GetMetadata(),
@@ -55,6 +60,9 @@ func (s *hosts) GetManifest(ctx context.Context, r *snapshotv1.GetManifestReques
 }
 
 func (s *hosts) AcquireLease(ctx context.Context, r *snapshotv1.AcquireLeaseRequest) (*snapshotv1.AcquireLeaseResponse, error) {
+	if err := speaksForHolder(ctx, r.GetHolder()); err != nil {
+		return nil, err
+	}
 	ttl := time.Duration(r.GetTtlSec()) * time.Second
 	if err := s.Registry.Acquire(ctx, s.caller(ctx), r.GetSnapshotId(), r.GetHolder(), ttl); err != nil {
 		return nil, s.fail(ctx, err)
@@ -63,10 +71,22 @@ func (s *hosts) AcquireLease(ctx context.Context, r *snapshotv1.AcquireLeaseRequ
 }
 
 func (s *hosts) ReleaseLease(ctx context.Context, r *snapshotv1.ReleaseLeaseRequest) (*snapshotv1.ReleaseLeaseResponse, error) {
+	if err := speaksForHolder(ctx, r.GetHolder()); err != nil {
+		return nil, err
+	}
 	if err := s.Registry.Release(ctx, s.caller(ctx), r.GetSnapshotId(), r.GetHolder()); err != nil {
 		return nil, s.fail(ctx, err)
 	}
 	return &snapshotv1.ReleaseLeaseResponse{}, nil
+}
+
+// speaksForHolder refuses a host agent that takes or ends a lease of somebody else: its own are of "host/<id>".
+func speaksForHolder(ctx context.Context, holder string) error {
+	id, ok := strings.CutPrefix(holder, "host/")
+	if !ok {
+		id = "" // Nobody's.
+	}
+	return caller.SpeaksFor(ctx, "holder", id)
 }
 
 func (s *hosts) DropSnapshot(ctx context.Context, r *snapshotv1.DropSnapshotRequest) (*snapshotv1.DropSnapshotResponse, error) {
@@ -77,6 +97,10 @@ func (s *hosts) DropSnapshot(ctx context.Context, r *snapshotv1.DropSnapshotRequ
 }
 
 func (s *hosts) ListHostSnapshots(ctx context.Context, r *snapshotv1.ListHostSnapshotsRequest) (*snapshotv1.ListHostSnapshotsResponse, error) {
+	// What a host does not list it is taken to have no more.
+	if err := caller.SpeaksFor(ctx, "host_id", r.GetHostId()); err != nil {
+		return nil, err
+	}
 	ids, err := s.Registry.HostSnapshots(ctx, r.GetHostId(), r.GetSnapshotIds())
 	if err != nil {
 		return nil, s.fail(ctx, err)

@@ -49,7 +49,7 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	}
 	relay := agent.NewRelay(func() *machine.Host { return m.host })
 	if m.daemon, err = chassis.New(c.Chassis, chassis.WithHostID(c.HostID), chassis.WithRelay(relay), chassis.WithEndless(hostv1.HostService_WatchSandboxes_FullMethodName),
-		chassis.WithAllowedCallers("covey-gateway", "covey-sandbox"), chassis.WithCallersOf(hostv1.PeerService_ServiceDesc.ServiceName, "covey-host")); err != nil {
+		chassis.WithCallers(callers)); err != nil {
 		return nil, err
 	}
 	if m.parts, err = newParts(ctx, c, m.daemon); err != nil {

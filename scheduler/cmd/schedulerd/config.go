@@ -7,6 +7,7 @@ import (
 
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 )
 
 // Config is schedulerd's configuration file.
@@ -17,7 +18,7 @@ type Config struct {
 }
 
 func loadConfig(path string) (Config, error) {
-	c := Config{Chassis: chassis.Config{Service: ownService}}
+	c := Config{Chassis: chassis.Config{Service: caller.Scheduler}}
 	err := chassis.LoadConfig(path, &c)
 	return c, err
 }

@@ -6,19 +6,13 @@ import (
 
 	"google.golang.org/grpc"
 
-	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	"github.com/coveyhq/covey/scheduler/baseline"
 	"github.com/coveyhq/covey/scheduler/book"
 	"github.com/coveyhq/covey/scheduler/cordon"
 	"github.com/coveyhq/covey/scheduler/rpc"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/consul"
-)
-
-// Names in Consul: of the host agents, and of schedulers.
-const (
-	hostService = "covey-host"
-	ownService  = "covey-scheduler"
 )
 
 // Main is one running schedulerd.
@@ -33,9 +27,7 @@ type Main struct {
 
 // newMain makes everything and listens to nothing yet. run must be called, which also releases it.
 func newMain(c Config) (*Main, error) {
-	// Hosts have their heartbeats here, and no say about pools and cordons.
-	d, err := chassis.New(c.Chassis, chassis.WithAllowedCallers("covey-gateway", "covey-sandbox"),
-		chassis.WithCallersOf(schedulerv1.SchedulerService_ServiceDesc.ServiceName, hostService, "covey-sandbox", ownService))
+	d, err := chassis.New(c.Chassis, chassis.WithCallers(callers))
 	if err != nil {
 		return nil, err
 	}
@@ -55,9 +47,9 @@ func (m *Main) run(ctx context.Context) error {
 	work.Go(func() { m.book.Run(working) })
 	work.Go(func() { m.cordons.Run(working) })
 	work.Go(func() { m.baselines.Run(working) })
-	work.Go(func() { m.daemon.Watch(working, hostService, m.checks) })
+	work.Go(func() { m.daemon.Watch(working, caller.Host, m.checks) })
 	work.Go(func() {
-		m.daemon.EachInstance(working, ownService, func(ctx context.Context, c *grpc.ClientConn) { m.others.Join(ctx, c) })
+		m.daemon.EachInstance(working, caller.Scheduler, func(ctx context.Context, c *grpc.ClientConn) { m.others.Join(ctx, c) })
 	})
 	m.daemon.Defer(func() error {
 		stop()

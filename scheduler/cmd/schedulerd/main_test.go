@@ -10,22 +10,26 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/consul/consultest"
+	"github.com/coveyhq/covey/services/chassis/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(leaktest.Main(m)) }
 
 // start runs the whole program until stop or the test's end.
-func start(t *testing.T, consul string) (addr string, stop func()) {
+func start(t *testing.T, consul string, chassis ...string) (addr string, stop func()) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "schedulerd.yaml")
-	conf := fmt.Sprintf("chassis: {consul: {address: %q, check_interval: 200ms}, log: {level: warn}}\ntiming: {silence: 3s, warm_up: 10s}\n", consul)
+	conf := fmt.Sprintf("chassis: {consul: {address: %q, check_interval: 200ms}, log: {level: warn}%s}\ntiming: {silence: 3s, warm_up: 10s}\n", consul, strings.Join(append([]string{""}, chassis...), ", "))
 	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -286,4 +290,64 @@ func TestAHostThatFailsItsCheckIsLostWhileItBeats(t *testing.T) {
 	c.Restart(t)
 	v.until("a=READY")
 	v.mustPlace("sb_2", "a")
+}
+
+func TestEveryMethodHasARowThatSaysWhoMayCall(t *testing.T) {
+	m, err := newMain(Config{Chassis: chassis.Config{Service: caller.Scheduler}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.daemon.Close()
+	if lacks := callers.Lacks(m.daemon.Server().GetServiceInfo()); len(lacks) > 0 {
+		t.Errorf("no row for %s", lacks)
+	}
+}
+
+// TestAHostBeatsForItselfAndDoesNotPlace is about a host that was taken over: it has an identity of the mesh, for its own host.
+func TestAHostBeatsForItselfAndDoesNotPlace(t *testing.T) {
+	c := consultest.Start(t)
+	addr, _ := start(t, c.Addr, "tls: {mode: consul}")
+	as := func(service string, opts ...chassis.Option) *grpc.ClientConn {
+		d, err := chassis.New(chassis.Config{
+			Service: service, Consul: chassis.ConsulConfig{Address: c.Addr}, TLS: chassis.TLSConfig{Mode: chassis.TLSConsul}, Log: chassis.LogConfig{Level: "warn"},
+		}, opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		conn, err := d.Dial(caller.Scheduler, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	host := schedulerv1.NewSchedulerServiceClient(as(caller.Host, chassis.WithHostID("a")))
+	beat := func(id string) error {
+		st, err := host.Heartbeat(ctx)
+		if err != nil {
+			return err
+		}
+		defer st.CloseSend()
+		err = st.Send(&schedulerv1.HeartbeatRequest{Host: &schedulerv1.Host{Id: id, Address: addr, Capacity: &schedulerv1.Resources{Vcpus: 8, MemoryMb: 8192, DiskMb: 8192, Slots: 8}}})
+		if err == nil {
+			_, err = st.Recv()
+		}
+		return err
+	}
+	place := &schedulerv1.PlaceRequest{SandboxId: "sb_1", Resources: &schedulerv1.Resources{Vcpus: 1, MemoryMb: 512, DiskMb: 512, Slots: 1}}
+	_, places := host.Place(ctx, place)
+	_, releases := host.ReleaseReservation(ctx, &schedulerv1.ReleaseReservationRequest{ReservationId: "res_1"})
+	for what, err := range map[string]error{"places": places, "gives room back": releases, "beats for another": beat("b")} {
+		if status.Code(err) != codes.PermissionDenied || apierr.Reason(err) != "CALLER_NOT_ALLOWED" || !strings.Contains(err.Error(), "covey-host-a") {
+			t.Errorf("host a %s: %v", what, err)
+		}
+	}
+	if err := beat("a"); err != nil {
+		t.Errorf("host a beats: %v", err)
+	}
+	if _, err := schedulerv1.NewSchedulerServiceClient(as(caller.Sandbox)).Place(ctx, place); err != nil {
+		t.Errorf("sandboxd places: %v", err)
+	}
 }

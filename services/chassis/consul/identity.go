@@ -11,15 +11,21 @@ import (
 	"sync"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/coveyhq/covey/services/chassis/caller"
 )
 
 // Identity is what a daemon proves who it is with, and knows others by: a certificate for its service from Consul's own authority, and that authority's
 // roots. Consul renews the certificate and rotates the roots; both are followed.
 //
 // The name in a certificate is a URI, spiffe://<trust domain>/ns/<namespace>/dc/<datacenter>/svc/<service>, and no host name: what counts is which
-// service it is, not where it runs.
+// service it is, not where it runs. A host agent's is that of its id in Consul, covey-host-<host id>: to callers it is covey-host, and to whom it calls the
+// agent of that host and no other.
+//
+// Rejected for that: a further name in a certificate for covey-host, because what Consul's agent signs has the one name that it was asked for; and one that is asked for
+// by service has the advantage that Consul's own rules say which host may have it.
 type Identity struct {
-	service string
+	who     caller.Caller
 	cancel  context.CancelFunc
 	follows sync.WaitGroup
 	ready   chan struct{} // closed when both are known
@@ -30,12 +36,12 @@ type Identity struct {
 	domain string
 }
 
-// Identity begins to follow the identity of a service, until Close.
-func (c *Client) Identity(service string) *Identity {
+// Identity begins to follow the identity of a daemon, until Close.
+func (c *Client) Identity(who caller.Caller) *Identity {
 	ctx, cancel := context.WithCancel(context.Background())
-	i := &Identity{service: service, cancel: cancel, ready: make(chan struct{})}
+	i := &Identity{who: who, cancel: cancel, ready: make(chan struct{})}
 	i.follows.Go(func() { c.block(ctx, "roots of the authority", i.takeRoots(c)) })
-	i.follows.Go(func() { c.block(ctx, "certificate of "+service, i.takeLeaf(c)) })
+	i.follows.Go(func() { c.block(ctx, "certificate of "+who.Identity(), i.takeLeaf(c)) })
 	return i
 }
 
@@ -67,13 +73,13 @@ func (i *Identity) takeRoots(c *Client) func(*api.QueryOptions) (*api.QueryMeta,
 
 func (i *Identity) takeLeaf(c *Client) func(*api.QueryOptions) (*api.QueryMeta, error) {
 	return func(q *api.QueryOptions) (*api.QueryMeta, error) {
-		leaf, meta, err := c.api.Agent().ConnectCALeaf(i.service, q)
+		leaf, meta, err := c.api.Agent().ConnectCALeaf(i.who.Identity(), q)
 		if err != nil {
 			return nil, err
 		}
 		cert, err := tls.X509KeyPair([]byte(leaf.CertPEM), []byte(leaf.PrivateKeyPEM))
 		if err != nil {
-			return nil, fmt.Errorf("certificate of %s: %w", i.service, err)
+			return nil, fmt.Errorf("certificate of %s: %w", i.who.Identity(), err)
 		}
 		i.take(func() { i.leaf = &cert })
 		return meta, nil
@@ -171,33 +177,33 @@ func (i *Identity) verify(s tls.ConnectionState, service string) error {
 	if err != nil {
 		return err
 	}
-	if got != service {
-		return fmt.Errorf("the server is %s, not %s", got, service)
+	if got.Service != service {
+		return fmt.Errorf("the server is %s, not %s", got.Identity(), service)
 	}
 	return nil
 }
 
-// Caller is the service at the other end of a server's connection; an error if it has shown no certificate.
-func (i *Identity) Caller(s tls.ConnectionState) (string, error) {
+// Caller is the daemon at the other end of a server's connection; an error if it has shown no certificate.
+func (i *Identity) Caller(s tls.ConnectionState) (caller.Caller, error) {
 	if len(s.VerifiedChains) == 0 {
-		return "", errors.New("the caller has no certificate of the mesh")
+		return caller.Caller{}, errors.New("the caller has no certificate of the mesh")
 	}
 	return i.name(s.VerifiedChains[0][0])
 }
 
-// name reads the service from a certificate that was verified.
-func (i *Identity) name(c *x509.Certificate) (string, error) {
+// name reads from a certificate that was verified whose it is.
+func (i *Identity) name(c *x509.Certificate) (caller.Caller, error) {
 	i.mu.Lock()
 	domain := i.domain
 	i.mu.Unlock()
 	if len(c.URIs) != 1 {
-		return "", fmt.Errorf("a certificate must name one identity, has %d", len(c.URIs))
+		return caller.Caller{}, fmt.Errorf("a certificate must name one identity, has %d", len(c.URIs))
 	}
 	service, ok := parseIdentity(c.URIs[0], domain)
 	if !ok {
-		return "", fmt.Errorf("%s is no service of the mesh %s", c.URIs[0], domain)
+		return caller.Caller{}, fmt.Errorf("%s is no service of the mesh %s", c.URIs[0], domain)
 	}
-	return service, nil
+	return caller.Named(service), nil
 }
 
 func parseIdentity(u *url.URL, domain string) (service string, ok bool) {

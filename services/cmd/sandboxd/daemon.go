@@ -51,8 +51,7 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	if err := migrateSchema(ctx, c); err != nil {
 		return nil, err
 	}
-	// What calls say of tenant and scopes is believed, so only the gateway's are taken, which has seen the key.
-	d, err := chassis.New(c.Chassis, chassis.WithAllowedCallers("covey-gateway"), chassis.WithEndless(sandboxv1.SandboxService_WatchSandboxes_FullMethodName))
+	d, err := chassis.New(c.Chassis, chassis.WithCallers(callers), chassis.WithEndless(sandboxv1.SandboxService_WatchSandboxes_FullMethodName))
 	if err != nil {
 		return nil, err
 	}

@@ -139,3 +139,16 @@ func TestConfigurationSaysWhatIsWrong(t *testing.T) {
 		t.Errorf("an unknown key gives %v", err)
 	}
 }
+
+func TestEveryMethodHasARowThatSaysWhoMayCall(t *testing.T) {
+	c := config(t, t.TempDir(), pgtest.Database(t), "")
+	c.Chassis.Peers = map[string][]string{"covey-scheduler": {"127.0.0.1:1"}, "covey-snapshot": {"127.0.0.1:1"}}
+	m, err := newMain(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	if lacks := callers.Lacks(m.daemon.Server().GetServiceInfo()); len(lacks) > 0 {
+		t.Errorf("no row for %s", lacks)
+	}
+}

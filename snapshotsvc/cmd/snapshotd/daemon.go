@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 	"github.com/coveyhq/covey/services/chassis"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 	"github.com/coveyhq/covey/snapshotsvc/postgres"
@@ -36,9 +35,7 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// It tells no tenant from another where a call brings none, so who may call is all there is to keep others out.
-	d, err := chassis.New(c.Chassis, chassis.WithAllowedCallers("covey-gateway"),
-		chassis.WithCallersOf(snapshotv1.RegistryService_ServiceDesc.ServiceName, "covey-host", "covey-sandbox"))
+	d, err := chassis.New(c.Chassis, chassis.WithCallers(callers))
 	if err != nil {
 		return nil, err
 	}

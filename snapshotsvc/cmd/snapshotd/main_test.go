@@ -22,6 +22,10 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/chassis/caller"
+	"github.com/coveyhq/covey/services/chassis/consul/consultest"
 	"github.com/coveyhq/covey/services/chassis/pgtest"
 )
 
@@ -318,4 +322,81 @@ func TestTheConfigurationIsStrict(t *testing.T) {
 			t.Errorf("%q: error %v does not name %s", text, err, want)
 		}
 	}
+}
+
+func TestEveryMethodHasARowThatSaysWhoMayCall(t *testing.T) {
+	conf, err := loadConfig(configure(t, "127.0.0.1:0", pgtest.Database(t), t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMain(t.Context(), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	if lacks := callers.Lacks(m.daemon.Server().GetServiceInfo()); len(lacks) > 0 {
+		t.Errorf("no row for %s", lacks)
+	}
+}
+
+// TestAHostBringsItsOwnSnapshotsAndDropsNobodys is about a host that was taken over: it has an identity of the mesh, for its own host.
+func TestAHostBringsItsOwnSnapshotsAndDropsNobodys(t *testing.T) {
+	server := consultest.Start(t)
+	conf, err := loadConfig(configure(t, "127.0.0.1:0", pgtest.Database(t), t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mesh := chassis.Config{Service: caller.Host, Consul: chassis.ConsulConfig{Address: server.Addr, CheckInterval: 200 * time.Millisecond}, TLS: chassis.TLSConfig{Mode: chassis.TLSConsul}}
+	conf.Chassis.Consul, conf.Chassis.TLS = mesh.Consul, mesh.TLS
+	m, err := newMain(t.Context(), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	d, err := chassis.New(mesh, chassis.WithHostID("host-a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	conn, err := d.Dial(caller.Snapshot, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, s := snapshotv1.NewRegistryServiceClient(conn), newSaved(100)
+	id := s.req.GetManifest().GetSnapshotId()
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	if _, err := c.RegisterSnapshot(ctx, s.req); err != nil {
+		t.Errorf("its own: %v", err)
+	}
+	if _, err := c.AcquireLease(ctx, &snapshotv1.AcquireLeaseRequest{SnapshotId: id, Holder: "host/host-a", TtlSec: 60}); err != nil {
+		t.Errorf("its own lease: %v", err)
+	}
+	if _, err := c.ListHostSnapshots(ctx, &snapshotv1.ListHostSnapshotsRequest{HostId: "host-a", SnapshotIds: []string{id}}); err != nil {
+		t.Errorf("what it has: %v", err)
+	}
+	refused := func(what string, err error) {
+		if status.Code(err) != codes.PermissionDenied || apierr.Reason(err) != "CALLER_NOT_ALLOWED" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err = c.DropSnapshot(ctx, &snapshotv1.DropSnapshotRequest{SnapshotId: id})
+	refused("a drop", err)
+	_, err = c.ListHostSnapshots(ctx, &snapshotv1.ListHostSnapshotsRequest{HostId: "host-b"})
+	refused("what another has", err)
+	for _, holder := range []string{"sandbox/sb_1", "host/host-b", "host-a"} {
+		_, err = c.ReleaseLease(ctx, &snapshotv1.ReleaseLeaseRequest{SnapshotId: id, Holder: holder})
+		refused("the lease of "+holder, err)
+	}
+	s.req.HostId = "host-b"
+	_, err = c.RegisterSnapshot(ctx, s.req)
+	refused("another's", err)
 }
