@@ -3,14 +3,17 @@ package baseline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/coveyhq/covey/scheduler/plan"
 	"github.com/coveyhq/covey/services/chassis/consul"
+	"github.com/coveyhq/covey/services/chassis/consul/consultest"
 )
 
 // with are the essential features and some more, sorted.
@@ -93,7 +96,7 @@ func TestNoBaselineIsSetBeforeThoseInConsulAreKnown(t *testing.T) {
 	s := NewStore(client, slog.New(slog.DiscardHandler))
 	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if b, err := s.Set(short, Baseline{Features: []string{"sse2"}}); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "put") {
+	if b, err := s.Set(short, Baseline{Features: []string{"sse2"}}); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "get") {
 		t.Errorf("set: %+v, %v", b, err)
 	}
 	set := make(chan error, 1)
@@ -102,7 +105,78 @@ func TestNoBaselineIsSetBeforeThoseInConsulAreKnown(t *testing.T) {
 		set <- err
 	}()
 	s.take(nil)
-	if err := <-set; err == nil || errors.Is(err, errUnknown) || !strings.Contains(err.Error(), "put") {
+	if err := <-set; err == nil || errors.Is(err, errUnknown) || !strings.Contains(err.Error(), "get") {
 		t.Errorf("once they are known it is not put there: %v", err)
 	}
+}
+
+// Two schedulers that have not heard of each other, one of whose clocks is an hour ahead, set one pool's baseline.
+func TestTwoSchedulersThatSetOnePoolsBaselineAtOneMomentAgreeOnTheLast(t *testing.T) {
+	server := consultest.Start(t)
+	client, err := consul.New(server.Addr, "", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	stores := [2]*Store{}
+	for i := range stores {
+		stores[i] = NewStore(client, slog.New(slog.DiscardHandler))
+		stores[i].take(nil)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	set := func(s *Store, label string, features ...string) Baseline {
+		b, err := s.Set(ctx, Baseline{Label: label, Features: features})
+		if err != nil {
+			t.Error(err)
+		}
+		return b
+	}
+	stores[0].take(map[string]string{"x": fmt.Sprintf(`{"label": "pool=ahead", "generation": %d}`, time.Now().Add(time.Hour).UnixMilli())})
+	ahead := set(stores[0], "pool=general", "avx", "sse2")
+	if after := set(stores[1], "pool=general", "sse2"); after.Generation <= ahead.Generation {
+		t.Errorf("what was set later has generation %d, what it replaced %d", after.Generation, ahead.Generation)
+	}
+
+	const each = 10
+	var made [2][each]Baseline
+	var setting sync.WaitGroup
+	for i := range stores {
+		setting.Go(func() {
+			for n := range each {
+				made[i][n] = set(stores[i], "pool=general", fmt.Sprintf("f%d_%d", i, n))
+			}
+		})
+	}
+	setting.Wait()
+	seen, last := map[int64]bool{}, Baseline{}
+	for _, b := range slices.Concat(made[0][:], made[1][:]) {
+		if seen[b.Generation] {
+			t.Errorf("two have generation %d", b.Generation)
+		}
+		if seen[b.Generation] = true; b.Generation > last.Generation {
+			last = b
+		}
+	}
+	later := NewStore(client, slog.New(slog.DiscardHandler))
+	reading, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	for _, s := range append(stores[:], later) {
+		running.Go(func() { s.Run(reading) })
+	}
+	for _, s := range append(stores[:], later) {
+		for got := (Baseline{}); !slices.Equal(got.Features, last.Features); {
+			changed := s.Changed()
+			if got, _ = s.Get("pool=general"); slices.Equal(got.Features, last.Features) {
+				break
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				t.Fatalf("a scheduler has %+v, the last was %+v", got, last)
+			}
+		}
+	}
+	stop()
+	running.Wait()
 }

@@ -13,4 +13,8 @@
 // Chosen: schedulers answer heartbeats with the baseline, and hosts keep it on their disks: it holds when no scheduler is there, and reaches
 // hosts that come later. Rejected: hosts that read Consul themselves (another dependency of the hosts, which run without it), and the
 // narrowest of what all hosts have as the baseline at all times (a new poor host would change what all others boot, unasked).
+//
+// A change is a compare-and-set on the pool's key. Chosen: who finds that another scheduler was first learns what that one has set and puts its own on top,
+// because a request says all that a baseline is to be, and either order of two is a right one; what matters is that all schedulers and hosts agree on it.
+// Rejected: refusing the second, which an operator would only repeat; and a lock in Consul, which must be waited for when its holder dies.
 package baseline

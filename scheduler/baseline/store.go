@@ -19,7 +19,7 @@ const prefix = "covey/cpu-baseline/"
 type Store struct {
 	consul *consul.Client // nil without Consul
 	log    *slog.Logger
-	// setting is held while a baseline is set: so what is written last has the highest generation.
+	// setting is held while a baseline is set: so what this scheduler writes last has the highest generation.
 	setting chan struct{}
 
 	mu      sync.Mutex // guards the rest
@@ -90,38 +90,74 @@ func (s *Store) await(ctx context.Context) error {
 }
 
 // Set gives a pool a baseline, durably, or without features lifts the one that it has. It returns it with its generation.
-func (s *Store) Set(ctx context.Context, b Baseline) (Baseline, error) {
+func (s *Store) Set(ctx context.Context, b Baseline) (_ Baseline, err error) {
 	select {
 	case s.setting <- struct{}{}:
 		defer func() { <-s.setting }()
 	case <-ctx.Done():
 		return b, context.Cause(ctx)
 	}
-	if err := s.await(ctx); err != nil {
+	if err = s.await(ctx); err != nil {
+		return b, err
+	}
+	if s.consul == nil {
+		b.Generation = s.next()
+	} else if b, err = s.put(ctx, b); err != nil {
 		return b, err
 	}
 	s.mu.Lock()
-	b.Generation = time.Now().UnixMilli()
-	for _, p := range s.pools {
-		b.Generation = max(b.Generation, p.Generation+1) // whatever the clock says
-	}
-	s.mu.Unlock()
-	if s.consul != nil {
+	defer s.mu.Unlock()
+	s.learn(b)
+	s.tell()
+	return b, nil
+}
+
+// putTries bounds how often a baseline is put anew because another scheduler was first.
+const putTries = 8
+
+// ErrContended says that other schedulers set the same pool's baseline again and again meanwhile.
+var ErrContended = errors.New("other schedulers are setting the baseline of this pool")
+
+// put stores a baseline in Consul on top of what stands there now, and gives it a generation that is higher: so the order of generations is that of the
+// writes, whoever made them. What another scheduler has put meanwhile is learnt, and then replaced like any that was set before.
+func (s *Store) put(ctx context.Context, b Baseline) (Baseline, error) {
+	key := prefix + base64.RawURLEncoding.EncodeToString([]byte("pool:"+b.Label))
+	for range putTries {
+		old, index, err := s.consul.Get(ctx, key)
+		if err != nil {
+			return b, err
+		}
+		if index != 0 {
+			s.takeOne(key, string(old))
+		}
+		b.Generation = s.next()
 		value, err := json.Marshal(b)
 		if err != nil {
 			return b, err
 		}
-		if err := s.consul.Put(ctx, prefix+base64.RawURLEncoding.EncodeToString([]byte("pool:"+b.Label)), value); err != nil {
+		if done, err := s.consul.CompareAndSet(ctx, key, value, index); done || err != nil {
 			return b, err
 		}
 	}
+	return b, ErrContended
+}
+
+// next is a generation higher than all that are known, whatever the clock says.
+func (s *Store) next() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	g := time.Now().UnixMilli()
+	for _, p := range s.pools {
+		g = max(g, p.Generation+1)
+	}
+	return g
+}
+
+// learn takes a baseline over unless a newer one of its pool is known. mu is held.
+func (s *Store) learn(b Baseline) {
 	if s.pools[b.Label].Generation < b.Generation {
 		s.pools[b.Label] = b
 	}
-	s.tell()
-	return b, nil
 }
 
 // tell wakes who waits for changes. mu is held.
@@ -142,15 +178,26 @@ func (s *Store) take(keys map[string]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, value := range keys {
-		var b Baseline
-		if err := json.Unmarshal([]byte(value), &b); err != nil {
-			s.log.Error("a CPU baseline in Consul cannot be read and does not hold", "key", prefix+key, "error", err)
-			continue
-		}
-		if s.pools[b.Label].Generation < b.Generation {
-			s.pools[b.Label] = b
-		}
+		s.decode(prefix+key, value)
 	}
 	s.known = true
 	s.tell()
+}
+
+// takeOne takes over what one key has.
+func (s *Store) takeOne(key, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.decode(key, value)
+	s.tell()
+}
+
+// decode learns what a key has. mu is held.
+func (s *Store) decode(key, value string) {
+	var b Baseline
+	if err := json.Unmarshal([]byte(value), &b); err != nil {
+		s.log.Error("a CPU baseline in Consul cannot be read and does not hold", "key", key, "error", err)
+		return
+	}
+	s.learn(b)
 }

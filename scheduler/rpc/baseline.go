@@ -87,6 +87,9 @@ func (s *Server) keep(ctx context.Context, b baseline.Baseline) (baseline.Baseli
 	if err != nil && ctx.Err() != nil {
 		return kept, ctx.Err()
 	}
+	if errors.Is(err, baseline.ErrContended) {
+		return kept, apierr.E(codes.Aborted, "CONCURRENT_CHANGE", err.Error()+"; look at it and try again", "label", b.Label)
+	}
 	if err != nil {
 		return kept, apierr.E(codes.Unavailable, "BASELINE_NOT_STORED", "the baseline could not be stored in Consul; try again", "label", b.Label)
 	}

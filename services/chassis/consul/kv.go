@@ -17,6 +17,27 @@ func (c *Client) Put(ctx context.Context, key string, value []byte) error {
 	return nil
 }
 
+// Get reads a key as it is now, whichever server is asked, with the index of its last change; 0: it is not there.
+func (c *Client) Get(ctx context.Context, key string) (value []byte, index uint64, err error) {
+	kv, _, err := c.api.KV().Get(key, (&api.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return nil, 0, fmt.Errorf("consul %s: get %s: %w", c.address, key, err)
+	}
+	if kv == nil {
+		return nil, 0, nil
+	}
+	return kv.Value, kv.ModifyIndex, nil
+}
+
+// CompareAndSet writes a key if its last change is still that of an index, 0 for one that is not there. done is false where it was changed.
+func (c *Client) CompareAndSet(ctx context.Context, key string, value []byte, index uint64) (done bool, err error) {
+	done, _, err = c.api.KV().CAS(&api.KVPair{Key: key, Value: value, ModifyIndex: index}, (&api.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return false, fmt.Errorf("consul %s: compare and set %s: %w", c.address, key, err)
+	}
+	return done, nil
+}
+
 // Delete removes a key; one that is not there is no error.
 func (c *Client) Delete(ctx context.Context, key string) error {
 	if _, err := c.api.KV().Delete(key, (&api.WriteOptions{}).WithContext(ctx)); err != nil {
