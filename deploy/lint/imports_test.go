@@ -51,7 +51,7 @@ func isTransport(path string) bool {
 
 // domain packages decide things; they know neither gRPC nor SQL.
 var domain = []string{
-	"services/chassis/fault", "services/sandbox", "scheduler/plan", "scheduler/book", "scheduler/baseline", "snapshotsvc/snapfmt", "snapshotsvc/buildfmt", "snapshotsvc/registry", "hostagent/internal/machine",
+	"services/chassis/fault", "services/chassis/cpufeature", "services/sandbox", "scheduler/plan", "scheduler/book", "scheduler/baseline", "snapshotsvc/snapfmt", "snapshotsvc/buildfmt", "snapshotsvc/registry", "hostagent/internal/machine",
 	"hostagent/internal/vmm", "hostagent/internal/cpu", "hostagent/internal/vmm/tether", "hostagent/internal/vmm/statefile", "hostagent/internal/pager", "hostagent/internal/disk", "hostagent/internal/network",
 	"hostagent/internal/image", "hostagent/internal/journal", "hostagent/internal/jail", "hostagent/internal/snapstore",
 }

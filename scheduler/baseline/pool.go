@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/coveyhq/covey/scheduler/plan"
+	"github.com/coveyhq/covey/services/chassis/cpufeature"
 )
 
 // Baseline is what one pool's guests may have.
@@ -29,8 +30,8 @@ var (
 // maxFeatures bounds a baseline; processors have about 150 features.
 const maxFeatures = 1000
 
-// essential are the features without which no x86-64 Linux runs. Host agents refuse to take them away too.
-var essential = []string{"apic", "cmov", "cx8", "fpu", "fxsr", "lm", "mmx", "msr", "nx", "pae", "pge", "pse", "sse", "sse2", "syscall", "tsc"}
+// essential are the features without which no guest runs. Host agents refuse to take them away too.
+var essential = cpufeature.Essential()
 
 // CheckLabel refuses what names no pool.
 func CheckLabel(label string) error {

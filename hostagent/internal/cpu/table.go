@@ -1,5 +1,7 @@
 package cpu
 
+import "github.com/coveyhq/covey/services/chassis/cpufeature"
+
 // Register is one of the registers that CPUID answers in.
 type Register uint8
 
@@ -89,5 +91,5 @@ var needs = map[string]string{
 	"sse": "fxsr", "sse2": "sse", "pni": "sse2", "ssse3": "pni", "sse4_1": "ssse3", "sse4_2": "sse4_1", "sse4a": "pni", "3dnowext": "3dnow",
 }
 
-// essential are those without which no x86-64 Linux runs.
-var essential = []string{"apic", "cmov", "cx8", "fpu", "fxsr", "lm", "mmx", "msr", "nx", "pae", "pge", "pse", "sse", "sse2", "syscall", "tsc"}
+// essential are those without which no guest runs; schedulers keep them in every baseline too.
+var essential = cpufeature.Essential()
