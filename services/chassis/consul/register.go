@@ -9,6 +9,10 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
+// checkTime is the least that a health check may take. A daemon on a busy machine is slow to answer and not gone; one that is gone refuses the connection at
+// once, and one that is cut off is missed by those that it speaks to.
+const checkTime = 5 * time.Second
+
 // leaveTime bounds the deregistration, which may meet a Consul that is gone.
 const leaveTime = 2 * time.Second
 
@@ -39,7 +43,7 @@ func (r Registration) encode() *api.AgentServiceRegistration {
 		ID: r.ID, Name: r.Name, Address: r.Host, Port: r.Port, Meta: r.Meta,
 		Check: &api.AgentServiceCheck{
 			CheckID: "grpc:" + r.ID, Name: "gRPC health", GRPC: addr, GRPCUseTLS: r.TLS, TLSSkipVerify: r.TLS,
-			Interval: r.CheckInterval.String(), Timeout: max(r.CheckInterval, time.Second).String(),
+			Interval: r.CheckInterval.String(), Timeout: max(r.CheckInterval, checkTime).String(),
 			DeregisterCriticalServiceAfter: r.DeregisterAfter.String(), Status: status,
 		},
 	}

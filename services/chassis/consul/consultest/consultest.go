@@ -1,4 +1,5 @@
-// Package consultest runs a real Consul for tests: one server in memory, on loopback alone, with ports of its own.
+// Package consultest runs a real Consul for tests: one server in memory, on a loopback address of its own. On an address that all share, a port that was
+// chosen because it was free may be taken, by a connection that goes out from it, before Consul listens there, and again while a test has stopped it.
 //
 // The binary is COVEY_CONSUL_BIN (`make test` sets it). Where it is not set the test is skipped, unless COVEY_REQUIRE says that all must run.
 package consultest
@@ -9,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -23,8 +25,8 @@ import (
 )
 
 const (
-	startTime = 60 * time.Second
-	tries     = 3 // A port that was free may be taken by the time Consul wants it.
+	startTime = 2 * time.Minute
+	tries     = 3 // An address may be another's by chance.
 )
 
 // Server is a Consul server. It ends with the test.
@@ -66,11 +68,12 @@ func Start(t testing.TB) *Server {
 	return nil
 }
 
-// configure chooses ports.
+// configure chooses an address, and ports there that nobody has who listens on all addresses.
 func (s *Server) configure() error {
+	ip := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 	ports := map[string]int{"https": -1, "grpc": -1, "grpc_tls": -1, "serf_wan": -1}
 	for _, name := range []string{"http", "server", "serf_lan", "dns"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 		if err != nil {
 			return err
 		}
@@ -78,9 +81,9 @@ func (s *Server) configure() error {
 		defer l.Close()
 		ports[name] = l.Addr().(*net.TCPAddr).Port
 	}
-	s.Addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(ports["http"]))
+	s.Addr = net.JoinHostPort(ip, strconv.Itoa(ports["http"]))
 	b, err := json.Marshal(map[string]any{
-		"ports": ports, "node_name": "test", "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "disable_update_check": true, "log_level": "warn",
+		"ports": ports, "node_name": "test", "bind_addr": ip, "client_addr": ip, "disable_update_check": true, "log_level": "warn",
 	})
 	if err != nil {
 		return err
