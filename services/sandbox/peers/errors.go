@@ -3,10 +3,12 @@ package peers
 import (
 	"context"
 
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coveyhq/covey/services/chassis/apierr"
 	"github.com/coveyhq/covey/services/sandbox"
 )
 
@@ -27,8 +29,17 @@ var kinds = map[codes.Code]sandbox.Kind{
 	codes.Unimplemented:      sandbox.Internal,
 }
 
+// Who is called, as errors name them; a host is named by its id.
+const (
+	theScheduler = "the scheduler"
+	theRegistry  = "the snapshot registry"
+)
+
 // translate makes an error of a call to another daemon one of the domain. Our own context's end stays what it is.
-func translate(ctx context.Context, err error) error {
+//
+// What has no ErrorInfo is gRPC's own. Where nobody was reached it names addresses, which are for the log alone: callers, and the rows that keep
+// why work failed, get the name of who was called.
+func translate(ctx context.Context, who string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -36,9 +47,13 @@ func translate(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	st := status.Convert(err)
-	e := &sandbox.Error{Kind: kinds[st.Code()], Reason: st.Code().String(), Message: st.Message()}
+	e := &sandbox.Error{Kind: kinds[st.Code()], Reason: code.Code(st.Code()).String(), Message: st.Message()}
 	if e.Kind == "" {
 		e.Kind = sandbox.Internal
+	}
+	if e.Kind == sandbox.Unavailable && apierr.Info(err) == nil {
+		e.Message, e.Err = who+" cannot be reached", err
+		return e
 	}
 	for _, d := range st.Details() {
 		switch d := d.(type) {

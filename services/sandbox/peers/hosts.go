@@ -44,13 +44,13 @@ func call[R any](ctx context.Context, h *Hosts, hostID string, do func(hostv1.Ho
 	}
 	r, err := callAt(h, addr, do)
 	if status.Code(err) != codes.Unavailable || ctx.Err() != nil {
-		return r, translate(ctx, err)
+		return r, translate(ctx, "host "+hostID, err)
 	}
 	// A host agent that was started again may be elsewhere. Its calls may be repeated.
 	if now := h.scheduler.moved(ctx, hostID, addr); now != "" {
 		r, err = callAt(h, now, do)
 	}
-	return r, translate(ctx, err)
+	return r, translate(ctx, "host "+hostID, err)
 }
 
 func callAt[R any](h *Hosts, addr string, do func(hostv1.HostServiceClient) (R, error)) (none R, err error) {
@@ -240,7 +240,7 @@ func (h *Hosts) Watch(ctx context.Context, hostID string, fn func(sandbox.HostSa
 			return nil
 		}
 		if err != nil {
-			return translate(ctx, err)
+			return translate(ctx, "host "+hostID, err)
 		}
 		if m.GetSandbox() != nil {
 			fn(decodeHostSandbox(m.GetSandbox()))

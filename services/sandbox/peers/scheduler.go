@@ -41,7 +41,7 @@ func (s *Scheduler) Place(ctx context.Context, r sandbox.PlaceRequest) (sandbox.
 	defer cancel()
 	resp, err := s.place.Place(bounded, encodePlace(r), grpc.WaitForReady(true))
 	if err != nil {
-		return sandbox.Placement{}, translate(ctx, err)
+		return sandbox.Placement{}, translate(ctx, theScheduler, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -62,7 +62,7 @@ func encodePlace(r sandbox.PlaceRequest) *schedulerv1.PlaceRequest {
 func (s *Scheduler) Explain(ctx context.Context, r sandbox.PlaceRequest) ([]sandbox.Verdict, error) {
 	resp, err := s.hosts.ExplainPlacement(ctx, &schedulerv1.ExplainPlacementRequest{Place: encodePlace(r)})
 	if err != nil {
-		return nil, translate(ctx, err)
+		return nil, translate(ctx, theScheduler, err)
 	}
 	list := make([]sandbox.Verdict, len(resp.GetVerdicts()))
 	for i, v := range resp.GetVerdicts() {
@@ -74,19 +74,19 @@ func (s *Scheduler) Explain(ctx context.Context, r sandbox.PlaceRequest) ([]sand
 // Cordon implements sandbox.Scheduler.
 func (s *Scheduler) Cordon(ctx context.Context, hostID string) error {
 	_, err := s.hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: hostID, Cordoned: true})
-	return translate(ctx, err)
+	return translate(ctx, theScheduler, err)
 }
 
 // Unplace implements sandbox.Scheduler.
 func (s *Scheduler) Unplace(ctx context.Context, reservationID string) error {
 	_, err := s.place.ReleaseReservation(ctx, &schedulerv1.ReleaseReservationRequest{ReservationId: reservationID})
-	return translate(ctx, err)
+	return translate(ctx, theScheduler, err)
 }
 
 func (s *Scheduler) list(ctx context.Context) ([]sandbox.Host, error) {
 	resp, err := s.hosts.ListHosts(ctx, &schedulerv1.ListHostsRequest{})
 	if err != nil {
-		return nil, translate(ctx, err)
+		return nil, translate(ctx, theScheduler, err)
 	}
 	hosts := make([]sandbox.Host, len(resp.GetHosts()))
 	known := map[string]string{}

@@ -27,7 +27,7 @@ func NewSnapshots(c grpc.ClientConnInterface, tenant func(ctx context.Context, t
 func (s *Snapshots) Stored(ctx context.Context, tenant string) (sandbox.Stored, error) {
 	r, err := s.registry.GetUsage(s.tenant(ctx, tenant), &snapshotv1.GetUsageRequest{TenantId: tenant})
 	if err != nil {
-		return sandbox.Stored{}, translate(ctx, err)
+		return sandbox.Stored{}, translate(ctx, theRegistry, err)
 	}
 	return sandbox.Stored{Templates: r.GetTemplateIds(), Bytes: int64(r.GetStoredBytes())}, nil
 }
@@ -36,7 +36,7 @@ func (s *Snapshots) Stored(ctx context.Context, tenant string) (sandbox.Stored, 
 func (s *Snapshots) Manifest(ctx context.Context, tenant, snapshot string) (sandbox.Manifest, error) {
 	r, err := s.registry.GetManifest(ctx, &snapshotv1.GetManifestRequest{Snapshot: snapshot, TenantId: tenant})
 	if err != nil {
-		return sandbox.Manifest{}, translate(ctx, err)
+		return sandbox.Manifest{}, translate(ctx, theRegistry, err)
 	}
 	m, snap := r.GetManifest(), r.GetSnapshot()
 	return sandbox.Manifest{
@@ -51,7 +51,7 @@ func (s *Snapshots) Manifest(ctx context.Context, tenant, snapshot string) (sand
 func (s *Snapshots) CopyAs(ctx context.Context, tenant, from, id, name string, metadata map[string]string) (sandbox.Snapshot, error) {
 	r, err := s.registry.GetManifest(ctx, &snapshotv1.GetManifestRequest{Snapshot: from, TenantId: tenant})
 	if err != nil {
-		return sandbox.Snapshot{}, translate(ctx, err)
+		return sandbox.Snapshot{}, translate(ctx, theRegistry, err)
 	}
 	m := proto.CloneOf(r.GetManifest())
 	m.SnapshotId = id
@@ -60,28 +60,28 @@ func (s *Snapshots) CopyAs(ctx context.Context, tenant, from, id, name string, m
 		HostId: r.GetSnapshot().GetHostId(), Metadata: metadata,
 	})
 	if err != nil {
-		return sandbox.Snapshot{}, translate(ctx, err)
+		return sandbox.Snapshot{}, translate(ctx, theRegistry, err)
 	}
 	done, err := s.registry.CommitSnapshot(ctx, &snapshotv1.CommitSnapshotRequest{SnapshotId: id})
-	return decodeSnapshot(done.GetSnapshot()), translate(ctx, err)
+	return decodeSnapshot(done.GetSnapshot()), translate(ctx, theRegistry, err)
 }
 
 // Drop implements sandbox.Snapshots.
 func (s *Snapshots) Drop(ctx context.Context, snapshot string) error {
 	_, err := s.registry.DropSnapshot(ctx, &snapshotv1.DropSnapshotRequest{SnapshotId: snapshot})
-	return translate(ctx, err)
+	return translate(ctx, theRegistry, err)
 }
 
 // Lease implements sandbox.Snapshots.
 func (s *Snapshots) Lease(ctx context.Context, snapshot, holder string) error {
 	_, err := s.registry.AcquireLease(ctx, &snapshotv1.AcquireLeaseRequest{SnapshotId: snapshot, Holder: holder})
-	return translate(ctx, err)
+	return translate(ctx, theRegistry, err)
 }
 
 // Release implements sandbox.Snapshots.
 func (s *Snapshots) Release(ctx context.Context, snapshot, holder string) error {
 	_, err := s.registry.ReleaseLease(ctx, &snapshotv1.ReleaseLeaseRequest{SnapshotId: snapshot, Holder: holder})
-	return translate(ctx, err)
+	return translate(ctx, theRegistry, err)
 }
 
 func decodeSnapshot(p *snapshotv1.Snapshot) sandbox.Snapshot {

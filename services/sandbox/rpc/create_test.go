@@ -12,6 +12,7 @@ import (
 
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	"github.com/coveyhq/covey/services/chassis/apierr"
 )
 
 func TestACreatedSandboxRunsAndIsReadListedAndDeleted(t *testing.T) {
@@ -167,7 +168,7 @@ func TestAHostThatIsOutOfReachForAMomentIsTriedAgainWhereNoOtherFits(t *testing.
 	var ids []string // of the tries on host-a, one after the other
 	m.a.onStart = func(q *hostv1.StartSandboxRequest) error {
 		if ids = append(ids, q.GetRestoreId()); len(ids) == 1 {
-			return status.Error(codes.Unavailable, "the registry cannot be reached")
+			return apierr.E(codes.Unavailable, "UNAVAILABLE", "the registry cannot be reached")
 		}
 		return nil
 	}
@@ -182,7 +183,7 @@ func TestAHostThatIsOutOfReachForAMomentIsTriedAgainWhereNoOtherFits(t *testing.
 			t.Errorf("its tries were %q", ids)
 		}
 		m.a.onStart = func(*hostv1.StartSandboxRequest) error {
-			return status.Error(codes.Unavailable, "the registry cannot be reached")
+			return apierr.E(codes.Unavailable, "UNAVAILABLE", "the registry cannot be reached")
 		}
 	})
 	_, err := r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "tiny"})

@@ -258,6 +258,34 @@ func TestADrainOfAHostThatIsOutOfReachLeavesItsSandboxesAsTheyAre(t *testing.T) 
 	}
 }
 
+func TestAHostThatIsOutOfReachIsNamedAndNotItsAddress(t *testing.T) {
+	m := newMesh(t)
+	r := m.replica("r1")
+	sb := m.onHost(r, "host-a", 1)[0]
+	m.a.set(func() { m.a.down = true })
+	said := func(what, text string) {
+		if !strings.Contains(text, "host host-a cannot be reached") || strings.Contains(text, "refused") {
+			t.Errorf("%s: %s", what, text)
+		}
+	}
+	_, err := r.PauseSandbox(as(t, "acme"), &sandboxv1.PauseSandboxRequest{SandboxId: sb.GetId()})
+	wantError(t, err, codes.Unavailable, "UNAVAILABLE")
+	said("pause", err.Error())
+	_, err = r.ForkSandbox(as(t, "acme"), &sandboxv1.ForkSandboxRequest{SandboxId: sb.GetId(), Count: 1})
+	wantError(t, err, codes.Unavailable, "UNAVAILABLE")
+	said("fork", err.Error())
+	list, err := r.ListSandboxes(as(t, "acme"), &sandboxv1.ListSandboxesRequest{})
+	if err != nil || len(list.GetSandboxes()) != 2 {
+		t.Fatalf("%v, %v", list, err)
+	}
+	said("the copy that was not made", list.GetSandboxes()[0].GetReason())
+	events, err := r.drain(t, as(t, "acme"), "host-a")
+	if err != nil || len(events) < 2 {
+		t.Fatalf("%v, %v", events, err)
+	}
+	said("drain", events[len(events)-2].GetReason())
+}
+
 func TestASandboxThatItsHostPausesAfterADrainStaysPaused(t *testing.T) {
 	m := newMesh(t)
 	r := m.replica("r1")
