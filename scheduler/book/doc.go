@@ -8,6 +8,11 @@
 // knows nothing of the others' reservations. What they promise twice, the host refuses, and the sandbox is placed again without that host. A reservation is given back through any
 // scheduler (see rpc.Schedulers).
 //
+// The same holds of soft spreading, by which the copies of a fork are kept apart where there is room: each scheduler counts only the sandboxes of a
+// key that it has placed itself since its start. With several schedulers, which take requests in turn, copies are spread as well as each one's
+// share of them is, and a scheduler that has just started may put the next one beside others. That is a preference that is missed and no promise that is broken. What
+// must be apart (anti-affinity) is kept so by the sandboxes' rows, which every request brings along.
+//
 // Chosen: optimistic schedulers and the host's admission as the last word. Rejected: one leader, or reservations in a shared store, because a placement would
 // then cost a consensus write and wait for an election after a crash, only to avoid what hosts must check in any case.
 package book

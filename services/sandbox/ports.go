@@ -26,6 +26,8 @@ type Change struct {
 	Receipts map[string][]byte
 	// Finish answers a request.
 	Finish *Finish
+	// Forget are chores, by kind and snapshot, that must not be done any more; ErrConflict where one is not there or has been begun.
+	Forget []Chore
 	// Chores are what remains to be done outside.
 	Chores []Chore
 }
@@ -92,8 +94,10 @@ type Chore struct {
 	ID                            int64
 	Kind                          ChoreKind
 	SandboxID, SnapshotID, HostID string
-	Attempts                      int
-	CreateTime                    time.Time
+	// After is how long a new one is left alone.
+	After      time.Duration
+	Attempts   int
+	CreateTime time.Time
 }
 
 // Event is one change of a sandbox. Seq grows by one with every change of the tenant's sandboxes.

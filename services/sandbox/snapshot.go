@@ -89,34 +89,50 @@ func (s *Service) launchSnapshot(ctx context.Context, tenant string, r SnapshotR
 		} else if gone != nil {
 			out.Err = gone
 		}
-		s.settle(ctx, tenant, r, out, chores)
-		return out
+		return s.settle(ctx, tenant, r, id, out, chores)
 	})
 }
 
-// settle answers the request, if it has an id, and has what failed dropped. Where that cannot be written, it is dropped now if that is possible.
-func (s *Service) settle(ctx context.Context, tenant string, r SnapshotRequest, out Outcome, chores []Chore) {
+// settle answers the request, if it has an id, and has what failed dropped. It returns how that ended. Where no id is repeated, what is not
+// settled is dropped in the end, and so is nobody's.
+func (s *Service) settle(ctx context.Context, tenant string, r SnapshotRequest, id string, out Outcome, chores []Chore) Outcome {
 	c := Change{Chores: chores}
-	if r.RequestID != "" {
+	switch {
+	case r.RequestID != "":
 		c.Finish = &Finish{Tenant: tenant, RequestID: r.RequestID, SandboxID: r.SandboxID, Outcome: out}
-	} else if len(chores) == 0 {
-		return
+	case out.Err == nil:
+		c.Forget = []Chore{{Kind: DropTemplate, SnapshotID: id}}
+	case len(chores) == 0:
+		return out
 	}
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
 	_, err := s.apply(ctx, c)
 	if err == nil {
-		return
+		return out
 	}
-	s.log.Warn("end of a snapshot not written", "sandbox_id", r.SandboxID, "request_id", r.RequestID, "error", err)
-	for _, c := range chores {
-		if r.RequestID != "" {
-			return // The request is unanswered: whoever is asked again goes on with it.
-		}
-		if err := s.drop(ctx, c); err != nil {
-			s.log.Error("a template that failed may appear", "sandbox_id", r.SandboxID, "snapshot_id", c.SnapshotID, "name", r.Name, "error", err)
-		}
+	s.log.Warn("end of a snapshot not written", "sandbox_id", r.SandboxID, "request_id", r.RequestID, "snapshot_id", id, "name", r.Name, "error", err)
+	if r.RequestID == "" && out.Err == nil {
+		return Outcome{Err: s.show(Sandbox{ID: r.SandboxID}, err)}
 	}
+	return out // With an id the request is unanswered: whoever is asked again goes on with it.
+}
+
+// unclaimed is how long after the end of all work on a template whose request has no id it is dropped, if nobody has been told of it.
+const unclaimed = time.Minute
+
+// noteMaking leaves a chore that drops a template which is about to be made, and which settle takes back before it says that it is made. If this
+// replica dies in between, nobody would ever ask for the template again. A request that has an id needs none: whoever repeats it goes on
+// with the same template.
+//
+// Chosen: a chore that is due when the work must have ended. Rejected: a lease on it that the work renews, which would only have the template
+// dropped some minutes earlier.
+func (s *Service) noteMaking(ctx context.Context, r SnapshotRequest, sb Sandbox, id string) error {
+	if r.RequestID != "" {
+		return nil
+	}
+	_, err := s.apply(ctx, Change{Chores: []Chore{{Kind: DropTemplate, SandboxID: sb.ID, SnapshotID: id, HostID: sb.HostID, After: s.timing.Work + unclaimed}}})
+	return err
 }
 
 // performSnapshot has the template made. The sandbox that it answers is the one that it was asked of, or empty where nobody was asked.
@@ -127,6 +143,9 @@ func (s *Service) performSnapshot(ctx context.Context, tenant string, r Snapshot
 	}
 	switch sb.State {
 	case Running:
+		if err := s.noteMaking(ctx, r, sb, id); err != nil {
+			return Snapshot{}, Sandbox{}, err
+		}
 		snap, err := s.hosts.Snapshot(ctx, sb.HostID, sb.ID, sb.Work.Life, id, r.Name, r.Metadata)
 		return snap, sb, notThere(sb, err)
 	case Paused:
@@ -134,6 +153,9 @@ func (s *Service) performSnapshot(ctx context.Context, tenant string, r Snapshot
 			return Snapshot{}, Sandbox{}, err
 		}
 		if sb.State == Paused {
+			if err := s.noteMaking(ctx, r, sb, id); err != nil {
+				return Snapshot{}, Sandbox{}, err
+			}
 			snap, err := s.snapshots.CopyAs(ctx, tenant, sb.SnapshotID, id, r.Name, r.Metadata)
 			return snap, sb, err
 		}

@@ -37,7 +37,7 @@ func (s *Store) applyOnce(ctx context.Context, c sandbox.Change) ([]sandbox.Sand
 	var rows []sandbox.Sandbox
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		t := step{s: s, q: s.q.WithTx(tx)}
-		for _, do := range []func(context.Context, sandbox.Change) error{t.lockQuota, t.begin, t.claim, t.require, t.apart, t.insert, t.update, t.receipts, t.finish, t.chores} {
+		for _, do := range []func(context.Context, sandbox.Change) error{t.lockQuota, t.begin, t.claim, t.require, t.apart, t.insert, t.update, t.receipts, t.finish, t.forget, t.chores} {
 			if err := do(ctx, c); err != nil {
 				return err
 			}
@@ -195,9 +195,22 @@ func (t *step) finish(ctx context.Context, c sandbox.Change) error {
 	return t.q.NotifyRequest(ctx, queries.NotifyRequestParams{SandboxID: f.SandboxID, TenantID: f.Tenant})
 }
 
+func (t *step) forget(ctx context.Context, c sandbox.Change) error {
+	for _, ch := range c.Forget {
+		n, err := t.q.ForgetChore(ctx, queries.ForgetChoreParams{Kind: string(ch.Kind), SnapshotID: ch.SnapshotID})
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return sandbox.ErrConflict
+		}
+	}
+	return nil
+}
+
 func (t *step) chores(ctx context.Context, c sandbox.Change) error {
 	for _, ch := range c.Chores {
-		err := t.q.InsertChore(ctx, queries.InsertChoreParams{Kind: string(ch.Kind), SandboxID: ch.SandboxID, SnapshotID: ch.SnapshotID, HostID: ch.HostID})
+		err := t.q.InsertChore(ctx, queries.InsertChoreParams{Kind: string(ch.Kind), SandboxID: ch.SandboxID, SnapshotID: ch.SnapshotID, HostID: ch.HostID, AfterMs: ch.After.Milliseconds()})
 		if err != nil {
 			return err
 		}

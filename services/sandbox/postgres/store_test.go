@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -357,5 +358,63 @@ func TestNotingUseWaitsForNobody(t *testing.T) {
 	rows, err := s.Find(t.Context(), []string{"sb_2"})
 	if err != nil || !rows["sb_2"].LastActiveTime.Equal(at) {
 		t.Errorf("%v, %v; used at %s", rows, err, at)
+	}
+}
+
+// query is the text of a query as sqlc reads it, with its parameters replaced.
+func query(t *testing.T, file, name string, params ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("queries", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(b), "-- name: "+name+" ")
+	if !found {
+		t.Fatalf("%s has no query %s", file, name)
+	}
+	_, body, _ := strings.Cut(rest, "\n")
+	body, _, _ = strings.Cut(body, "-- name:")
+	return strings.NewReplacer(params...).Replace(body)
+}
+
+func TestWhoMustBeKeptApartIsFoundByAnIndexAmongTenThousandSandboxes(t *testing.T) {
+	dsn := migrated(t)
+	db, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(context.WithoutCancel(t.Context()))
+	// One in a hundred has an anti-affinity; all are of one tenant and hold room.
+	for _, sql := range []string{
+		`ALTER TABLE sandbox.sandbox DISABLE TRIGGER USER`,
+		`INSERT INTO sandbox.sandbox (id, tenant_id, state, host_id, spec)
+		 SELECT 'sb_' || n, 'acme', 'RUNNING', 'host-' || n % 50,
+		        CASE WHEN n % 100 = 0 THEN jsonb_build_object('AntiAffinity', 'group-' || n % 1000) ELSE '{}'::jsonb END
+		 FROM generate_series(1, 10000) n`,
+		`ANALYZE sandbox.sandbox`,
+	} {
+		if _, err := db.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := query(t, "sandbox.sql", "ListApart", "@tenant_id", "$1", "sqlc.arg('anti_affinity')::text", "$2::text")
+	// As a prepared statement that does not know its parameters when it is planned, which is the harder case.
+	if _, err := db.Exec(t.Context(), "SET plan_cache_mode = force_generic_plan"); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := db.Query(t.Context(), "EXPLAIN "+asked, "acme", "group-100")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := strings.Join(plan, "\n"); !strings.Contains(text, "sandbox_apart") {
+		t.Errorf("it is planned without the index:\n%s", text)
+	}
+	found, err := open(t, dsn, "one", time.Minute).Apart(t.Context(), "acme", "group-100")
+	if err != nil || len(found) != 10 {
+		t.Errorf("found %d, %v", len(found), err)
 	}
 }

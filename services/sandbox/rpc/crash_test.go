@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -144,5 +145,97 @@ func TestASnapshotRequestIsContinuedAfterItsReplicaWasKilled(t *testing.T) {
 	}
 	if len(ids) != 2 || ids[0] != ids[1] || ids[0] != resp.GetSnapshot().GetId() {
 		t.Fatalf("snapshots asked for: %v, answered %s", ids, resp.GetSnapshot().GetId())
+	}
+}
+
+// dueNow makes the chores that would be due later due.
+func (m *mesh) dueNow() {
+	m.t.Helper()
+	m.exec("UPDATE sandbox.chore SET not_before = now()")
+}
+
+// exec runs a statement and tells how many rows it is about.
+func (m *mesh) exec(sql string) int64 {
+	m.t.Helper()
+	db, err := pgx.Connect(m.t.Context(), m.dsn)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer db.Close(context.WithoutCancel(m.t.Context()))
+	tag, err := db.Exec(m.t.Context(), sql)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return tag.RowsAffected()
+}
+
+func TestATemplateThatNobodyCanAskForAgainIsDroppedAfterItsReplicaWasKilled(t *testing.T) {
+	m := newMesh(t)
+	r, kill := m.child()
+	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	host := m.host(sb.GetHostId())
+	made, goOn := make(chan string, 1), make(chan struct{})
+	host.set(func() {
+		host.onSnapshot = func(q *hostv1.SnapshotSandboxRequest) error {
+			m.registry.add(q.GetSnapshotId(), q.GetName(), host.id)
+			made <- q.GetSnapshotId()
+			<-goOn
+			return nil
+		}
+	})
+	defer close(goOn)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.CreateSnapshot(as(t, "acme"), &sandboxv1.CreateSnapshotRequest{SandboxId: sb.GetId(), Name: "golden"})
+		failed <- err
+	}()
+	id := <-made
+	kill()
+	if err := <-failed; err == nil {
+		t.Fatal("a killed replica answered")
+	}
+	m.replica("other")
+	if n := m.exec("SELECT 1 FROM sandbox.chore WHERE not_before > now() + interval '5 minutes'"); n != 1 || !m.registry.has(id) {
+		t.Fatalf("%d chores wait for the end of its making", n)
+	}
+	m.dueNow()
+	eventually(t, 10*time.Second, "the template is dropped", func() bool { return !m.registry.has(id) })
+	eventually(t, 10*time.Second, "its host is told", func() bool { return host.count("remove "+id) > 0 })
+}
+
+func TestATemplateThatWasMadeStaysHoweverLongItTakesToSaySo(t *testing.T) {
+	m := newMesh(t)
+	r := m.replica("one")
+	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	paused := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	r.pause(t, paused.GetId())
+	for name, source := range map[string]string{"running": sb.GetId(), "paused": paused.GetId()} {
+		resp, err := r.CreateSnapshot(as(t, "acme"), &sandboxv1.CreateSnapshotRequest{SandboxId: source, Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := m.exec("SELECT 1 FROM sandbox.chore WHERE kind = 'drop-template'"); n != 0 || !m.registry.has(resp.GetSnapshot().GetId()) {
+			t.Errorf("of a %s sandbox: %d chores would drop it", name, n)
+		}
+	}
+	// One that is being dropped already is not answered as made.
+	host := m.host(sb.GetHostId())
+	ids := make(chan string, 1)
+	host.set(func() {
+		host.onSnapshot = func(q *hostv1.SnapshotSandboxRequest) error {
+			m.registry.add(q.GetSnapshotId(), q.GetName(), host.id)
+			m.dueNow()
+			eventually(t, 10*time.Second, "it is dropped", func() bool { return !m.registry.has(q.GetSnapshotId()) })
+			ids <- q.GetSnapshotId()
+			return nil
+		}
+	})
+	if _, err := r.CreateSnapshot(as(t, "acme"), &sandboxv1.CreateSnapshotRequest{SandboxId: sb.GetId(), Name: "late"}); err == nil {
+		t.Error("it was answered as made")
+	}
+	id := <-ids
+	eventually(t, 10*time.Second, "no chore is left", func() bool { return m.exec("SELECT 1 FROM sandbox.chore WHERE kind = 'drop-template'") == 0 })
+	if m.registry.has(id) {
+		t.Error("it is there though it was not answered as made")
 	}
 }

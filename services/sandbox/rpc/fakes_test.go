@@ -423,6 +423,9 @@ func (r *fakeRegistry) add(id, name, host string) *snapshotv1.Snapshot {
 		st = snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE
 	}
 	snap := &snapshotv1.Snapshot{Id: id, Name: name, State: st, Vcpus: 2, MemoryMb: 1024, DiskMb: 2048, HostId: host}
+	if slices.Contains(r.dropped, id) {
+		return snap // It is registered no more.
+	}
 	m := &snapshotv1.Manifest{SnapshotId: id, Vmm: "qemu", Vcpus: 2, MemoryBytes: 1024 << 20, DiskBytes: 2048 << 20}
 	r.snaps[id] = &snapshotv1.GetManifestResponse{Snapshot: snap, Manifest: m, HostIds: []string{host}}
 	r.tenants[id] = "acme"

@@ -1,5 +1,10 @@
 -- name: InsertChore :exec
-INSERT INTO sandbox.chore (kind, sandbox_id, snapshot_id, host_id) VALUES (@kind, @sandbox_id, @snapshot_id, @host_id);
+INSERT INTO sandbox.chore (kind, sandbox_id, snapshot_id, host_id, not_before)
+VALUES (@kind, @sandbox_id, @snapshot_id, @host_id, now() + sqlc.arg('after_ms')::bigint * interval '1 millisecond');
+
+-- name: ForgetChore :execrows
+-- Only while nobody has begun it: what has been handed out may be under way, or done.
+DELETE FROM sandbox.chore WHERE kind = @kind AND snapshot_id = @snapshot_id AND attempts = 0;
 
 -- name: ClaimChores :many
 -- Hands out what is due, what is not done by then is due again later, after ever longer times.

@@ -69,8 +69,27 @@ func (q *Queries) DeleteChore(ctx context.Context, id int64) error {
 	return err
 }
 
+const forgetChore = `-- name: ForgetChore :execrows
+DELETE FROM sandbox.chore WHERE kind = $1 AND snapshot_id = $2 AND attempts = 0
+`
+
+type ForgetChoreParams struct {
+	Kind       string `json:"kind"`
+	SnapshotID string `json:"snapshot_id"`
+}
+
+// Only while nobody has begun it: what has been handed out may be under way, or done.
+func (q *Queries) ForgetChore(ctx context.Context, arg ForgetChoreParams) (int64, error) {
+	result, err := q.db.Exec(ctx, forgetChore, arg.Kind, arg.SnapshotID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const insertChore = `-- name: InsertChore :exec
-INSERT INTO sandbox.chore (kind, sandbox_id, snapshot_id, host_id) VALUES ($1, $2, $3, $4)
+INSERT INTO sandbox.chore (kind, sandbox_id, snapshot_id, host_id, not_before)
+VALUES ($1, $2, $3, $4, now() + $5::bigint * interval '1 millisecond')
 `
 
 type InsertChoreParams struct {
@@ -78,6 +97,7 @@ type InsertChoreParams struct {
 	SandboxID  string `json:"sandbox_id"`
 	SnapshotID string `json:"snapshot_id"`
 	HostID     string `json:"host_id"`
+	AfterMs    int64  `json:"after_ms"`
 }
 
 func (q *Queries) InsertChore(ctx context.Context, arg InsertChoreParams) error {
@@ -86,6 +106,7 @@ func (q *Queries) InsertChore(ctx context.Context, arg InsertChoreParams) error 
 		arg.SandboxID,
 		arg.SnapshotID,
 		arg.HostID,
+		arg.AfterMs,
 	)
 	return err
 }
