@@ -50,7 +50,7 @@ func watchHosts(t *testing.T, d *Daemon) *follow {
 
 func (f *follow) until(what string, ok func([]consul.Instance) bool) {
 	f.t.Helper()
-	limit := time.NewTimer(30 * time.Second)
+	limit := time.NewTimer(time.Minute)
 	defer limit.Stop()
 	var last []consul.Instance
 	for {

@@ -141,7 +141,11 @@ func TestACallerDoesNotSpeakToAnImpostor(t *testing.T) {
 		d    *Daemon
 		what string
 	}{{impostor, "the server is covey-snapshot, not covey-host"}, {plain, "first record does not look like a TLS handshake"}, {foreign, "unknown authority"}} {
-		_, err := client(t, from, test.d).PingSandbox(within(t), &hostv1.PingSandboxRequest{})
+		ctx := within(t)
+		_, err := client(t, from, test.d).PingSandbox(ctx, &hostv1.PingSandboxRequest{})
+		for status.Code(err) == codes.Unavailable && !strings.Contains(err.Error(), test.what) && ctx.Err() == nil { // A busy machine may be too slow for a handshake.
+			_, err = client(t, from, test.d).PingSandbox(ctx, &hostv1.PingSandboxRequest{})
+		}
 		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), test.what) {
 			t.Errorf("want an error with %q, got %v", test.what, err)
 		}
@@ -172,7 +176,7 @@ func TestCallsWaitForTheFirstIdentity(t *testing.T) {
 	d, _ := start(t, secured(c, "covey-host"), &fakeHost{ping: func(context.Context) error { return nil }})
 	from := calling(t, secured(c, "covey-sandbox"))
 	answer := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	go func() {
 		_, err := client(t, from, d).PingSandbox(ctx, &hostv1.PingSandboxRequest{}, grpc.WaitForReady(true))
