@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"crypto/sha256"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -27,8 +28,10 @@ const (
 	fresh = 2 * time.Second
 	// grace is how long it is believed where the service cannot be asked again.
 	grace = 30 * time.Second
-	// maxKeys bounds the cache: beyond it, everything is asked for again.
+	// maxKeys bounds what is kept of keys that are good. Beyond it those that were not asked about for grace go, and where there are none all.
 	maxKeys = 16384
+	// maxUnknown bounds what is kept of what is no key. Anyone can send that, so it has a place of its own and takes none from keys: beyond it, all of it goes.
+	maxUnknown = 4096
 	// maxSecret bounds what is taken for a key, bytes; Covey's have 47.
 	maxSecret = 256
 )
@@ -73,9 +76,13 @@ type Keys struct {
 	now     func() time.Time
 	recheck time.Duration
 
-	mu    sync.Mutex // guards known
-	known map[[sha256.Size]byte]answer
+	mu      sync.Mutex    // guards both, which have no secret in common
+	known   map[id]answer // keys that are good
+	unknown map[id]answer // what is no key, or one no more
 }
+
+// id is the SHA-256 of a secret.
+type id = [sha256.Size]byte
 
 type answer struct {
 	caller Caller
@@ -85,7 +92,7 @@ type answer struct {
 
 // New makes a Keys.
 func New(lookup Lookup) *Keys {
-	return &Keys{lookup: lookup, now: time.Now, recheck: recheck, known: map[[sha256.Size]byte]answer{}}
+	return &Keys{lookup: lookup, now: time.Now, recheck: recheck, known: map[id]answer{}, unknown: map[id]answer{}}
 }
 
 type callerKey struct{}
@@ -185,9 +192,7 @@ func (k *Keys) find(ctx context.Context, secret string) (Caller, error) {
 		return Caller{}, apierr.E(codes.Unauthenticated, "INVALID_API_KEY", "the API key is unknown or was revoked")
 	}
 	id := sha256.Sum256([]byte(secret))
-	k.mu.Lock()
-	a, ok := k.known[id]
-	k.mu.Unlock()
+	a, ok := k.kept(id)
 	age := k.now().Sub(a.at)
 	if ok && age < fresh {
 		return a.caller, a.err
@@ -205,13 +210,35 @@ func (k *Keys) find(ctx context.Context, secret string) (Caller, error) {
 	return caller, err
 }
 
-func (k *Keys) keep(id [sha256.Size]byte, a answer) {
+func (k *Keys) kept(i id) (answer, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if a, ok := k.known[i]; ok {
+		return a, true
+	}
+	a, ok := k.unknown[i]
+	return a, ok
+}
+
+func (k *Keys) keep(i id, a answer) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.known, i)
+	delete(k.unknown, i)
+	if a.err != nil {
+		if len(k.unknown) >= maxUnknown {
+			clear(k.unknown)
+		}
+		k.unknown[i] = a
+		return
+	}
+	if len(k.known) >= maxKeys {
+		maps.DeleteFunc(k.known, func(_ id, old answer) bool { return a.at.Sub(old.at) >= grace })
+	}
 	if len(k.known) >= maxKeys {
 		clear(k.known)
 	}
-	k.known[id] = a
+	k.known[i] = a
 }
 
 // Forget asks again about a key at its next use.

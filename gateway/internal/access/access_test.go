@@ -2,7 +2,9 @@ package access
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -82,6 +84,48 @@ func TestAnAnswerAboutAKeyIsBelievedForTwoSecondsAndForThirtyWhereNobodyCanBeAsk
 		if status.Code(err) != step.code || s.asked != step.asked {
 			t.Fatalf("after %s: %v, asked %d times; want %s, %d", step.after, err, s.asked, step.code, step.asked)
 		}
+	}
+}
+
+// Anyone can send what is no key, as often as it is let.
+func TestWhatIsNoKeyTakesNoPlaceFromKeys(t *testing.T) {
+	asked := map[string]int{}
+	k := New(func(_ context.Context, secret string) (Caller, error) {
+		asked[secret]++
+		if strings.HasPrefix(secret, "cvy_good") {
+			return Caller{Tenant: "acme", KeyID: secret}, nil
+		}
+		return Caller{}, status.Error(codes.Unauthenticated, "unknown")
+	})
+	now := time.Unix(1000, 0)
+	k.now = func() time.Time { return now }
+	look := func(secret string, want codes.Code) {
+		if _, err := k.find(t.Context(), secret); status.Code(err) != want {
+			t.Fatalf("%s: %v", secret, err)
+		}
+	}
+	look("cvy_good", codes.OK)
+	for i := range 3 * maxKeys {
+		look(fmt.Sprint("cvy_bad", i), codes.Unauthenticated)
+	}
+	look("cvy_good", codes.OK)
+	if asked["cvy_good"] != 1 || len(k.known) != 1 || len(k.unknown) > maxUnknown {
+		t.Errorf("the key was asked about %d times; %d keys and %d others are kept", asked["cvy_good"], len(k.known), len(k.unknown))
+	}
+	look("cvy_bad0", codes.Unauthenticated)
+	look("cvy_bad0", codes.Unauthenticated)
+	if asked["cvy_bad0"] != 2 {
+		t.Errorf("what is no key was asked about %d times", asked["cvy_bad0"])
+	}
+	// Of keys those go first that nobody uses any more.
+	for i := range maxKeys - 1 {
+		look(fmt.Sprint("cvy_good", i), codes.OK)
+	}
+	now = now.Add(grace)
+	look("cvy_good", codes.OK)
+	look("cvy_goodnew", codes.OK)
+	if asked["cvy_good"] != 2 || len(k.known) != 2 {
+		t.Errorf("the key that is used was asked about %d times; %d keys are kept", asked["cvy_good"], len(k.known))
 	}
 }
 

@@ -8,5 +8,6 @@
 // revoked through another within that time. While the sandbox service cannot be asked, what it said last holds for half a minute more, so that
 // its restart does not cut the data plane.
 //
-// Chosen: asking the service that owns the keys, with a short cache. Rejected: signed tokens, which cannot be revoked before they end.
+// Chosen: asking the service that owns the keys, with a short cache. Rejected: signed tokens, which cannot be revoked before they end. What is no key is kept
+// apart from keys, and bounded by itself: in one cache for both, a caller without a key could have all others' asked about again.
 package access
