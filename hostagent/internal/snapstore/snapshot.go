@@ -33,7 +33,8 @@ type entry struct {
 	doomed   bool
 	contents *contents // nil unless pinned and read
 	squash   *squash   // nil if there is none
-	image    *imageInfo
+	// images are the catalog's names of an image of this content; never changed, but replaced.
+	images []imageInfo
 }
 
 // contents are what a pinned entry has in memory. They are never changed.

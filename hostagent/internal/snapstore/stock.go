@@ -16,7 +16,7 @@ import (
 	"github.com/coveyhq/covey/snapshotsvc/snapfmt"
 )
 
-// imageInfo is what image.json has beside the record.
+// imageInfo is a name that the catalog has for a content, and the file that has it.
 type imageInfo struct {
 	Name  string      `json:"name"`
 	Stamp image.Stamp `json:"stamp"`
@@ -25,7 +25,17 @@ type imageInfo struct {
 // imageRecord is image.json. Of its Record only the fields of the disk are used.
 type imageRecord struct {
 	imageInfo
-	Record Record `json:"record"`
+	// Also are further names of the same content.
+	Also   []imageInfo `json:"also,omitempty"`
+	Record Record      `json:"record"`
+}
+
+// infos are all names.
+func (r imageRecord) infos() []imageInfo { return append([]imageInfo{r.imageInfo}, r.Also...) }
+
+// without are the names of a content but one. mu is held.
+func (e *entry) without(name string) []imageInfo {
+	return slices.DeleteFunc(slices.Clone(e.images), func(i imageInfo) bool { return i.Name == name })
 }
 
 const imageName = "image.json"
@@ -46,10 +56,7 @@ func (s *Store) OpenImage(ctx context.Context, name string) (machine.Base, error
 // OpenStock is OpenImage, with the type that has the view.
 func (s *Store) OpenStock(ctx context.Context, name string) (*Snapshot, error) {
 	if imageID.MatchString(name) {
-		if e := s.pinImage(func(e *entry) bool { return e.id == name }); e != nil {
-			return s.openPinned(ctx, e)
-		}
-		return nil, fmt.Errorf("%w: this host has none with id %s", machine.ErrImageNotFound, name)
+		return s.openContent(ctx, name)
 	}
 	if s.conf.Images == nil {
 		return nil, fmt.Errorf("%w: %.100q; this host has none", machine.ErrImageNotFound, name)
@@ -75,6 +82,38 @@ func (s *Store) OpenStock(ctx context.Context, name string) (*Snapshot, error) {
 	return b, err
 }
 
+// openContent opens an image by its id. What was converted of it may be damaged, or so much that it is gone, while a sandbox is of it: then what
+// the catalog has is converted again, if it is the same still.
+func (s *Store) openContent(ctx context.Context, id string) (*Snapshot, error) {
+	err := fmt.Errorf("%w: this host has none with id %s", machine.ErrImageNotFound, id)
+	if e := s.pinImage(func(e *entry) bool { return e.id == id }); e != nil {
+		b, openErr := s.openPinned(ctx, e)
+		if !errors.Is(openErr, machine.ErrDamaged) {
+			return b, openErr
+		}
+		err = openErr
+	}
+	if s.conf.Images == nil {
+		return nil, err
+	}
+	names, namesErr := s.conf.Images.Names()
+	if namesErr != nil {
+		return nil, errors.Join(err, namesErr)
+	}
+	for _, name := range names {
+		b, e := s.OpenStock(ctx, name)
+		switch {
+		case e != nil:
+			err = errors.Join(err, e)
+		case b.entry.id == id:
+			return b, nil
+		default:
+			b.Release()
+		}
+	}
+	return nil, err
+}
+
 // PrepareImages converts all images that were not used yet, so that no sandbox has to wait for it, and removes those that are not in the catalog
 // any more and that nobody has pinned. So it is called once what a former agent had is taken back.
 func (s *Store) PrepareImages(ctx context.Context) error {
@@ -92,10 +131,10 @@ func (s *Store) PrepareImages(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		s.retire(formerOf(b.entry))
+		s.retire(b.entry, name)
 		b.Release()
 	}
-	s.retire(func(e *entry) bool { return !slices.Contains(names, e.image.Name) })
+	s.retireUnnamed(names)
 	return errors.Join(errs...)
 }
 
@@ -113,7 +152,7 @@ func (s *Store) pinImage(is func(*entry) bool) *entry {
 
 // stock pins the entry of an image, which is made if need be. Of those who want it at the same time one makes it.
 func (s *Store) stock(ctx context.Context, img image.Image) (*entry, error) {
-	same := func(e *entry) bool { return e.image.Name == img.Name && e.image.Stamp == img.Stamp }
+	same := func(e *entry) bool { return slices.Contains(e.images, imageInfo{img.Name, img.Stamp}) }
 	if e := s.pinImage(same); e != nil {
 		return e, nil
 	}
@@ -143,7 +182,7 @@ func (s *Store) convertEntered(ctx context.Context, img image.Image) (*entry, er
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", img.Name, err)
 	}
-	s.retire(formerOf(e))
+	s.retire(e, img.Name)
 	return e, nil
 }
 
@@ -188,7 +227,7 @@ func (s *Store) convert(ctx context.Context, img image.Image) (*entry, error) {
 		}
 		return e, nil
 	}
-	rec := imageRecord{imageInfo{img.Name, img.Stamp}, Record{
+	rec := imageRecord{imageInfo: imageInfo{img.Name, img.Stamp}, Record: Record{
 		Manifest: machine.Manifest{Image: img.Name, ImageID: id, DiskBytes: img.DiskBytes, DiskBuilds: idStrings(h.Builds), CreateTime: time.Now()},
 		Builds:   made.records(),
 	}}
@@ -202,7 +241,7 @@ func (s *Store) convert(ctx context.Context, img image.Image) (*entry, error) {
 
 // admitImage moves an image's files into place, durably, and pins the new entry.
 func (s *Store) admitImage(ctx context.Context, dir, id string, rec imageRecord, h *snapfmt.Header, made *packed) (_ *entry, err error) {
-	e := &entry{id: id, dir: s.path("images", id), isImage: true, gate: newGate(), image: &rec.imageInfo, pins: 1}
+	e := &entry{id: id, dir: s.path("images", id), isImage: true, gate: newGate(), images: rec.infos(), pins: 1}
 	encoded, err := h.Encode()
 	if err != nil {
 		return nil, err
@@ -247,12 +286,11 @@ func (s *Store) revive(id string) *entry {
 	return e
 }
 
-// rewrite is for an image that was converted before and is found in a file that looks new, or is damaged: its files are replaced by the same
-// ones, while others may read them.
+// rewrite is for an image that was converted before and is found in a file that looks new or under another name, or is damaged: its files are
+// replaced by the same ones, while others may read them.
 func (s *Store) rewrite(ctx context.Context, e *entry, img image.Image, h *snapfmt.Header, made *packed) error {
 	s.mu.Lock()
-	info := imageInfo{img.Name, img.Stamp}
-	rec := imageRecord{info, *e.record}
+	rec := imageRecord{imageInfo: imageInfo{img.Name, img.Stamp}, Also: e.without(img.Name), Record: *e.record}
 	s.mu.Unlock()
 	encoded, err := h.Encode()
 	if err != nil {
@@ -273,7 +311,7 @@ func (s *Store) rewrite(ctx context.Context, e *entry, img image.Image, h *snapf
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e.image = &info
+	e.images, e.doomed = rec.infos(), false // Meanwhile it may have had no name.
 	return nil
 }
 
@@ -289,17 +327,29 @@ func (s *Store) replaceImage(ctx context.Context, e *entry, header []byte, made 
 	return errors.Join(syncPath(s.path("builds")), replaceFile(filepath.Join(e.dir, diskName), header))
 }
 
-// formerOf tells what had an image's name before it.
-func formerOf(now *entry) func(*entry) bool {
-	return func(e *entry) bool { return e != now && e.image.Name == now.image.Name }
+// retire takes a name from what had it before now, and removes what has none left, as soon as nobody has it pinned.
+func (s *Store) retire(now *entry, name string) {
+	s.removeUnnamed(func(e *entry) {
+		if e != now {
+			e.images = e.without(name)
+		}
+	})
 }
 
-// retire removes images that the catalog does not have any more, as soon as nobody has them pinned. gone is called with mu held.
-func (s *Store) retire(gone func(*entry) bool) {
+// retireUnnamed is retire for names that the catalog does not have any more.
+func (s *Store) retireUnnamed(names []string) {
+	s.removeUnnamed(func(e *entry) {
+		e.images = slices.DeleteFunc(slices.Clone(e.images), func(i imageInfo) bool { return !slices.Contains(names, i.Name) })
+	})
+}
+
+// removeUnnamed lets rename change the names of each image, with mu held, and removes those without any.
+func (s *Store) removeUnnamed(rename func(*entry)) {
 	var idle []*entry
 	s.mu.Lock()
 	for _, e := range s.images {
-		if !e.doomed && gone(e) {
+		rename(e)
+		if !e.doomed && len(e.images) == 0 {
 			e.doomed = true
 			if e.pins == 0 {
 				idle = append(idle, e)
@@ -335,7 +385,7 @@ func (s *Store) scanImages() error {
 			continue
 		}
 		s.images[d.Name()] = &entry{
-			id: d.Name(), dir: dir, isImage: true, gate: newGate(), record: &rec.Record, image: &rec.imageInfo, builds: s.name("", rec.Record.Builds),
+			id: d.Name(), dir: dir, isImage: true, gate: newGate(), record: &rec.Record, images: rec.infos(), builds: s.name("", rec.Record.Builds),
 		}
 	}
 	return nil
