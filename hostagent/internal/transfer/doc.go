@@ -22,7 +22,8 @@
 // Another scenario: many hosts begin to read one snapshot at once, which no host in reach has. Each is known to the registry by its
 // lease, and each answer of the registry to a range names them all. All put themselves into the same order for a unit of a build
 // (rendezvous hashing, health.asks), and each asks those before it for a range, to be fetched if need be. So the first fetches it from the registry
-// and the others get it there. Who cannot, or does not within a second, is passed over, and in the end the registry is asked by everyone.
+// and the others get it there. Who cannot, or does not within a second, is passed over, and in the end the registry is asked by everyone. Being late is no illness: on a host
+// that is overrun all are, and if they left each other alone for that, each would read everything from the registry.
 //
 // Why a host takes a lease on what it fetches: a sandbox that runs here reads a snapshot lazily, and the next snapshot of it names
 // the same builds. The control plane drops the old snapshot as soon as the new one is made, perhaps before the registry has heard

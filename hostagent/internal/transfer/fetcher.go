@@ -28,8 +28,6 @@ const (
 	placesTime = 15 * time.Second
 	// stallTime is how long a stream may send nothing.
 	stallTime = 5 * time.Second
-	// ownerTime is how long it is waited for a peer that may have to fetch a range first. Then others are asked, and the registry.
-	ownerTime = time.Second
 	// maxPeers is how many peers are asked for one range.
 	maxPeers = 3
 	// Pauses between rounds in which nobody had a range.
@@ -300,7 +298,7 @@ func (f *Fetcher) fromPeer(ctx context.Context, a ask, snapshotID, key string, p
 	}
 	wait := stallTime
 	if a.fetch {
-		wait = ownerTime
+		wait = f.t.conf.Turn
 	}
 	err = fill(ctx, p, wait, func(ctx context.Context) (frames, error) {
 		return hostv1.NewPeerServiceClient(conn).ReadObject(ctx, &hostv1.ReadObjectRequest{
@@ -312,7 +310,10 @@ func (f *Fetcher) fromPeer(ctx context.Context, a ask, snapshotID, key string, p
 		f.health.answered(a, key)
 	case status.Code(err) == codes.NotFound:
 		f.health.lacking(a, key)
-	case ctx.Err() == nil:
+	case ctx.Err() != nil:
+	case a.fetch && errors.Is(err, errStalled) && !f.health.waited(a, key):
+		f.t.log.Debug("a peer did not fetch a range in time; others are asked", "peer", a.host, "key", key)
+	default:
 		f.t.log.Info("a peer did not answer and is left alone for a while", "peer", a.host, "key", key, "error", err)
 		f.health.failed(a.host)
 	}

@@ -80,6 +80,9 @@ type mesh struct {
 	manifests atomic.Int64
 	unheard   atomic.Bool
 
+	// turn is that of hosts made from now on.
+	turn time.Duration
+
 	mu    sync.Mutex // guards hosts
 	hosts map[string]*host
 }
@@ -209,8 +212,9 @@ type host struct {
 	store *snapstore.Store
 	conn  *grpc.ClientConn
 	addr  string
-	// memory is the size of its VMs', bytes.
+	// memory is the size of its VMs', bytes, and turn how long it waits for a peer that fetches; 0 is what is usual.
 	memory int
+	turn   time.Duration
 	// served counts the ranges that other hosts have asked for, and lie makes their bytes wrong.
 	served atomic.Int64
 	lie    atomic.Bool
@@ -219,7 +223,7 @@ type host struct {
 
 func (m *mesh) host(id string) *host {
 	m.t.Helper()
-	h := &host{id: id, m: m, dir: m.t.TempDir(), memory: memoryBytes}
+	h := &host{id: id, m: m, dir: m.t.TempDir(), memory: memoryBytes, turn: m.turn}
 	h.start()
 	return h
 }
@@ -235,7 +239,7 @@ func (h *host) start() {
 	var err error
 	h.Transfer, err = transfer.New(transfer.Config{
 		HostID: h.id, Dir: filepath.Join(h.dir, "transfer"), Registry: h.registry(), Peers: h.peers(), Report: 100 * time.Millisecond,
-		Patience: time.Minute, Log: log,
+		Patience: time.Minute, Turn: h.turn, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -73,6 +73,8 @@ const (
 	// for: it may be fetching it itself.
 	firstLack = 50 * time.Millisecond
 	lastLack  = 2 * time.Second
+	// A peer that is late to fetch a range for others may wait itself. It is ill only if nothing at all was heard of it for so long.
+	silence = 2 * time.Second
 	// maxLacks bounds what is remembered of that.
 	maxLacks = 4096
 )
@@ -84,6 +86,8 @@ type health struct {
 	mu    sync.Mutex // guards all below
 	ill   map[string]illness
 	lacks map[lack]illness
+	// late has since when a peer was late and nothing was heard of it.
+	late map[string]time.Time
 }
 
 type illness struct {
@@ -105,7 +109,7 @@ type lack struct {
 }
 
 func newHealth(self string) *health {
-	return &health{self: self, ill: map[string]illness{}, lacks: map[lack]illness{}}
+	return &health{self: self, ill: map[string]illness{}, lacks: map[lack]illness{}, late: map[string]time.Time{}}
 }
 
 // asks are the hosts that can be asked for a range, in the order of asking. All hosts order themselves alike for it, and each differently
@@ -144,6 +148,7 @@ func weight(host, key string, off int64) uint64 {
 func (h *health) failed(host string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	delete(h.late, host)
 	i := h.ill[host]
 	i.until = time.Now().Add(min(lastAvoid, firstAvoid<<min(i.failures, 6)))
 	i.failures++
@@ -154,18 +159,39 @@ func (h *health) answered(a ask, key string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.ill, a.host)
+	delete(h.late, a.host)
 	delete(h.lacks, lack{a, key})
 }
 
 func (h *health) lacking(a ask, key string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	delete(h.late, a.host)
+	i := h.lacks[lack{a, key}]
+	i.until = time.Now().Add(min(lastLack, firstLack<<min(i.failures, 6)))
+	i.failures++
+	h.lacked(lack{a, key}, i)
+}
+
+// waited notes that a peer did not fetch a range in the time that it had, and tells whether nothing was heard of it for too long.
+func (h *health) waited(a ask, key string) (silent bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	since, known := h.late[a.host]
+	if !known || now.Sub(since) > lastAvoid { // It has not been asked since.
+		since = now
+		h.late[a.host] = since
+	}
+	l := lack{a, key}
+	h.lacked(l, illness{failures: h.lacks[l].failures, until: now.Add(lastLack)})
+	return now.Sub(since) >= silence
+}
+
+// lacked leaves a peer alone for one object. mu is held.
+func (h *health) lacked(l lack, i illness) {
 	if len(h.lacks) >= maxLacks {
 		clear(h.lacks)
 	}
-	l := lack{a, key}
-	i := h.lacks[l]
-	i.until = time.Now().Add(min(lastLack, firstLack<<min(i.failures, 6)))
-	i.failures++
 	h.lacks[l] = i
 }

@@ -45,6 +45,8 @@ type Config struct {
 	Report time.Duration
 	// Patience is how long bytes that a VM waits for are asked for where nobody can be reached. Default 2m.
 	Patience time.Duration
+	// Turn is how long it is waited for a peer that may have to fetch a range first. Then others are asked, and the registry. Default 1s.
+	Turn time.Duration
 	// Meter may be nil.
 	Meter metric.Meter
 	Log   *slog.Logger
@@ -56,6 +58,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Report == 0 {
 		c.Report = time.Minute
+	}
+	if c.Turn == 0 {
+		c.Turn = time.Second
 	}
 	if c.Patience == 0 {
 		c.Patience = 2 * time.Minute
