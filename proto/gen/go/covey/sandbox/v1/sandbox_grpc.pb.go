@@ -791,7 +791,7 @@ const (
 type KeyServiceClient interface {
 	// CreateKey makes a key; its secret is in this answer and never again.
 	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*CreateKeyResponse, error)
-	// ListKeys lists keys without their secrets.
+	// ListKeys lists keys without their secrets; those that were revoked for 30 days, unless the mesh is configured otherwise.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
 	// RevokeKey ends a key.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
@@ -843,7 +843,7 @@ func (c *keyServiceClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, 
 type KeyServiceServer interface {
 	// CreateKey makes a key; its secret is in this answer and never again.
 	CreateKey(context.Context, *CreateKeyRequest) (*CreateKeyResponse, error)
-	// ListKeys lists keys without their secrets.
+	// ListKeys lists keys without their secrets; those that were revoked for 30 days, unless the mesh is configured otherwise.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// RevokeKey ends a key.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)

@@ -851,9 +851,13 @@ func (x *HeartbeatResponse) GetCpuBaseline() *CpuBaseline {
 	return nil
 }
 
-// ListHostsRequest is empty.
+// ListHostsRequest pages.
 type ListHostsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Most in one answer, 1 to 1000; default 100.
+	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last answer.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -888,11 +892,27 @@ func (*ListHostsRequest) Descriptor() ([]byte, []int) {
 	return file_covey_scheduler_v1_scheduler_proto_rawDescGZIP(), []int{9}
 }
 
+func (x *ListHostsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListHostsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 // ListHostsResponse lists hosts.
 type ListHostsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The hosts, by id.
-	Hosts         []*Host `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Hosts []*Host `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Set where more follow.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -932,6 +952,13 @@ func (x *ListHostsResponse) GetHosts() []*Host {
 		return x.Hosts
 	}
 	return nil
+}
+
+func (x *ListHostsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 // ExplainPlacementRequest describes what would be placed.
@@ -1680,10 +1707,14 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"sandboxIds\"\x8c\x01\n" +
 	"\x11HeartbeatResponse\x123\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1d.covey.scheduler.v1.HostStateR\x05state\x12B\n" +
-	"\fcpu_baseline\x18\x02 \x01(\v2\x1f.covey.scheduler.v1.CpuBaselineR\vcpuBaseline\"\x12\n" +
-	"\x10ListHostsRequest\"C\n" +
+	"\fcpu_baseline\x18\x02 \x01(\v2\x1f.covey.scheduler.v1.CpuBaselineR\vcpuBaseline\"N\n" +
+	"\x10ListHostsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"k\n" +
 	"\x11ListHostsResponse\x12.\n" +
-	"\x05hosts\x18\x01 \x03(\v2\x18.covey.scheduler.v1.HostR\x05hosts\"Q\n" +
+	"\x05hosts\x18\x01 \x03(\v2\x18.covey.scheduler.v1.HostR\x05hosts\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"Q\n" +
 	"\x17ExplainPlacementRequest\x126\n" +
 	"\x05place\x18\x01 \x01(\v2 .covey.scheduler.v1.PlaceRequestR\x05place\"\x97\x01\n" +
 	"\x18ExplainPlacementResponse\x12;\n" +
