@@ -16,11 +16,18 @@ func (a *app) hostsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "hosts", Aliases: []string{"host"}, Short: "List the hosts, keep sandboxes off them, and empty them", Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			res, err := a.c.hosts.ListHosts(cmd.Context(), &schedulerv1.ListHostsRequest{})
-			if err != nil {
-				return err
+			all, q := &schedulerv1.ListHostsResponse{}, &schedulerv1.ListHostsRequest{PageSize: 1000}
+			for {
+				page, err := a.c.hosts.ListHosts(cmd.Context(), q)
+				if err != nil {
+					return err
+				}
+				all.Hosts = append(all.Hosts, page.GetHosts()...)
+				if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
+					break
+				}
 			}
-			return a.show(res, func() { a.hostTable(res.GetHosts()) })
+			return a.show(all, func() { a.hostTable(all.GetHosts()) })
 		},
 	}
 	cmd.AddCommand(a.cordonCmd("cordon", "Keep new sandboxes off a host", true), a.cordonCmd("uncordon", "Let new sandboxes on a host again", false), a.drainCmd(), a.baselineCmd())
@@ -35,9 +42,21 @@ func (a *app) cordonCmd(verb, short string, cordoned bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(res.GetHost(), func() { fmt.Fprintf(a.out, "%s is %s\n", argv[0], name(res.GetHost().GetState(), "HOST_STATE_")) })
+			return a.show(res.GetHost(), func() { fmt.Fprintln(a.out, cordonLine(argv[0], cordoned, res.GetHost().GetState())) })
 		},
 	}
+}
+
+// cordonLine says what was done, and where that does not show in the host's state, which is one alone, that too.
+func cordonLine(host string, cordoned bool, state schedulerv1.HostState) string {
+	done, shows := "not cordoned", schedulerv1.HostState_HOST_STATE_READY
+	if cordoned {
+		done, shows = "cordoned", schedulerv1.HostState_HOST_STATE_CORDONED
+	}
+	if is := name(state, "HOST_STATE_"); state != shows {
+		return fmt.Sprintf("%s is %s now, and %s", host, done, is)
+	}
+	return fmt.Sprintf("%s is %s", host, name(state, "HOST_STATE_"))
 }
 
 func (a *app) drainCmd() *cobra.Command {
@@ -51,6 +70,7 @@ func (a *app) drainCmd() *cobra.Command {
 				return err
 			}
 			var last *sandboxv1.DrainHostResponse
+			left := 0 // paused, though they ran
 			for {
 				m, err := st.Recv()
 				if errors.Is(err, io.EOF) {
@@ -60,9 +80,15 @@ func (a *app) drainCmd() *cobra.Command {
 					return err
 				}
 				last = m
+				if m.GetStep() == sandboxv1.DrainStep_DRAIN_STEP_LEFT_PAUSED && m.GetReason() != "" {
+					left++
+				}
 				if err := a.show(m, func() { fmt.Fprintln(a.out, drainLine(argv[0], m)) }); err != nil {
 					return err
 				}
+			}
+			if left > 0 {
+				fmt.Fprintf(a.err, "No other host could take %d of them, which stay paused: make room and drain %s again, or `covey resume` them.\n", left, argv[0])
 			}
 			if n := last.GetRemaining(); n > 0 {
 				return fmt.Errorf("%d of %d sandboxes still need %s; drain it again", n, last.GetTotal(), argv[0])

@@ -12,6 +12,7 @@ import (
 
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
 )
 
 func (a *app) logsCmd() *cobra.Command {
@@ -57,6 +58,11 @@ func (a *app) placeCmd() *cobra.Command {
 			if p.HostLabels, err = labels("host-label", meta); err != nil {
 				return err
 			}
+			if p.SnapshotId != "" {
+				if err := a.needs(cmd, p); err != nil {
+					return err
+				}
+			}
 			res, err := a.c.hosts.ExplainPlacement(cmd.Context(), &schedulerv1.ExplainPlacementRequest{Place: p})
 			if err != nil {
 				return err
@@ -80,12 +86,36 @@ func (a *app) placeCmd() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&explain, "explain", false, "explain, and place nothing")
-	flags.Uint32Var(&p.Resources.Vcpus, "vcpus", 1, "virtual CPUs")
-	flags.Uint64Var(&p.Resources.MemoryMb, "memory", 512, "memory in MiB")
-	flags.Uint64Var(&p.Resources.DiskMb, "disk", 8192, "disk in MiB")
-	flags.StringVar(&p.SnapshotId, "snapshot", "", "snapshot id that it would start from")
+	flags.Uint32Var(&p.Resources.Vcpus, "vcpus", 1, "virtual CPUs (with --snapshot, its own)")
+	flags.Uint64Var(&p.Resources.MemoryMb, "memory", 512, "memory in MiB (with --snapshot, its own)")
+	flags.Uint64Var(&p.Resources.DiskMb, "disk", 8192, "disk in MiB (with --snapshot, its own)")
+	flags.StringVar(&p.SnapshotId, "snapshot", "", "template name or snapshot id that it would start from")
 	flags.StringArrayVar(&meta, "host-label", nil, "only hosts with label KEY=VALUE (repeatable)")
 	return cmd
+}
+
+// needs fills in what a start from a snapshot asks of its host, and what it would take where no flag says otherwise.
+func (a *app) needs(cmd *cobra.Command, p *schedulerv1.PlaceRequest) error {
+	snap, err := a.c.snapshots.GetSnapshot(cmd.Context(), &snapshotv1.GetSnapshotRequest{SnapshotId: p.GetSnapshotId()})
+	if err != nil {
+		return err
+	}
+	res, err := a.c.operations.CanRestoreSnapshot(cmd.Context(), &sandboxv1.CanRestoreSnapshotRequest{SnapshotId: snap.GetSnapshot().GetId()})
+	if err != nil {
+		return err
+	}
+	p.SnapshotId, p.Vmm, p.Machine, p.CpuFeatures = res.GetSnapshotId(), res.GetDriver(), res.GetMachine(), res.GetCpuFeatures()
+	own, flags := snap.GetSnapshot(), cmd.Flags()
+	if !flags.Changed("vcpus") {
+		p.Resources.Vcpus = own.GetVcpus()
+	}
+	if !flags.Changed("memory") {
+		p.Resources.MemoryMb = uint64(own.GetMemoryMb())
+	}
+	if !flags.Changed("disk") {
+		p.Resources.DiskMb = uint64(own.GetDiskMb())
+	}
+	return nil
 }
 
 func (a *app) keysCmd() *cobra.Command {

@@ -72,7 +72,7 @@ func (a *app) snapshotListCmd() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "pauses and stock images too")
+	cmd.Flags().BoolVar(&all, "all", false, "saved states of paused and forked sandboxes too")
 	return cmd
 }
 

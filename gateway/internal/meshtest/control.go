@@ -311,9 +311,13 @@ func (m *Mesh) ListHosts(context.Context, *schedulerv1.ListHostsRequest) (*sched
 }
 
 // ExplainPlacement implements HostsService.
-func (m *Mesh) ExplainPlacement(context.Context, *schedulerv1.ExplainPlacementRequest) (*schedulerv1.ExplainPlacementResponse, error) {
+func (m *Mesh) ExplainPlacement(_ context.Context, q *schedulerv1.ExplainPlacementRequest) (*schedulerv1.ExplainPlacementResponse, error) {
+	place, asked := q.GetPlace(), ""
+	if place.GetSnapshotId() != "" {
+		asked = fmt.Sprintf(" %s needs %s, %d vCPUs, %d MiB", place.GetSnapshotId(), place.GetVmm(), place.GetResources().GetVcpus(), place.GetResources().GetMemoryMb())
+	}
 	return &schedulerv1.ExplainPlacementResponse{
-		ChosenHostId: "host-a", Summary: "host-a has the most room.",
+		ChosenHostId: "host-a", Summary: "host-a has the most room." + asked,
 		Verdicts: []*schedulerv1.HostVerdict{
 			{HostId: "host-a", Fits: true, Score: 0.8, Reasons: []string{"4096 MiB are free"}},
 			{HostId: "host-b", Reasons: []string{"it is cordoned"}},
@@ -326,6 +330,9 @@ func (m *Mesh) CordonHost(_ context.Context, q *schedulerv1.CordonHostRequest) (
 	st := schedulerv1.HostState_HOST_STATE_READY
 	if q.GetCordoned() {
 		st = schedulerv1.HostState_HOST_STATE_CORDONED
+	}
+	if q.GetHostId() == "host-lost" {
+		st = schedulerv1.HostState_HOST_STATE_LOST
 	}
 	return &schedulerv1.CordonHostResponse{Host: &schedulerv1.Host{Id: q.GetHostId(), State: st}}, nil
 }

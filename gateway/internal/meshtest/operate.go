@@ -14,14 +14,19 @@ import (
 	"github.com/coveyhq/covey/services/chassis/tenant"
 )
 
-// DrainHost implements OperationsService: one sandbox moves from host-a to host-b.
+// DrainHost implements OperationsService: one sandbox moves from host-a to host-b, and from host-full to nowhere.
 func (m *Mesh) DrainHost(q *sandboxv1.DrainHostRequest, out grpc.ServerStreamingServer[sandboxv1.DrainHostResponse]) error {
-	if q.GetHostId() != "host-a" {
+	moved := &sandboxv1.DrainHostResponse{Step: sandboxv1.DrainStep_DRAIN_STEP_RESUMED, SandboxId: "sb_1", HostId: "host-b", Total: 1}
+	switch q.GetHostId() {
+	case "host-a":
+	case "host-full":
+		moved.Step, moved.HostId, moved.Reason = sandboxv1.DrainStep_DRAIN_STEP_LEFT_PAUSED, "", "no host fits"
+	default:
 		return apierr.E(codes.NotFound, "HOST_NOT_FOUND", "there is no host "+q.GetHostId())
 	}
 	for _, s := range []*sandboxv1.DrainHostResponse{
 		{Step: sandboxv1.DrainStep_DRAIN_STEP_CORDONED, Remaining: 1, Total: 1},
-		{Step: sandboxv1.DrainStep_DRAIN_STEP_RESUMED, SandboxId: "sb_1", HostId: "host-b", Total: 1},
+		moved,
 		{Step: sandboxv1.DrainStep_DRAIN_STEP_DONE, Total: 1},
 	} {
 		if err := out.Send(s); err != nil {
