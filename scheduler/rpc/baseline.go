@@ -51,6 +51,10 @@ func (s *Server) GetBaseline(_ context.Context, p *schedulerv1.GetBaselineReques
 
 // SetBaseline implements schedulerv1.HostsServiceServer.
 func (s *Server) SetBaseline(ctx context.Context, p *schedulerv1.SetBaselineRequest) (*schedulerv1.SetBaselineResponse, error) {
+	// A host that is not known yet may lack what the others have in common.
+	if err := s.warmUp(ctx, func() bool { return false }); err != nil {
+		return nil, err
+	}
 	b, err := baseline.Choose(s.known(), p.GetLabel(), p.GetFeatures(), p.GetCommon())
 	if err != nil {
 		return nil, illegal(err)

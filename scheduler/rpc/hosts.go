@@ -46,7 +46,14 @@ func (s *Server) CordonHost(ctx context.Context, p *schedulerv1.CordonHostReques
 	if id == "" {
 		return nil, apierr.Field("host_id", "is required")
 	}
-	if _, known := s.book.Host(id); !known {
+	known := func() bool {
+		_, is := s.book.Host(id)
+		return is
+	}
+	if err := s.warmUp(ctx, known); err != nil {
+		return nil, err
+	}
+	if !known() {
 		return nil, unknown(id)
 	}
 	if err := s.cordons.Set(ctx, id, p.GetCordoned()); err != nil {
@@ -55,8 +62,8 @@ func (s *Server) CordonHost(ctx context.Context, p *schedulerv1.CordonHostReques
 		}
 		return nil, apierr.E(codes.Unavailable, "CORDON_NOT_STORED", "the host's state could not be stored in Consul; try again", "host_id", id)
 	}
-	h, known := s.book.Host(id)
-	if !known {
+	h, is := s.book.Host(id)
+	if !is {
 		return nil, unknown(id)
 	}
 	return &schedulerv1.CordonHostResponse{Host: fromStatus(h)}, nil
