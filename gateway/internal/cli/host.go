@@ -133,6 +133,10 @@ func drainLine(host string, m *sandboxv1.DrainHostResponse) string {
 }
 
 func (a *app) hostTable(hosts []*schedulerv1.Host) {
+	if len(hosts) == 0 {
+		fmt.Fprintln(a.err, "The scheduler has heard of no host. One that has just started hears of all within seconds.")
+		return
+	}
 	var rows [][]string
 	for _, h := range hosts {
 		c, u := h.GetCapacity(), h.GetUsed()
