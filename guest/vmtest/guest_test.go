@@ -68,6 +68,25 @@ func TestTheGuestInAVirtualMachine(t *testing.T) {
 	t.Run("two restores of one snapshot differ", func(t *testing.T) { clones(t, ctx, m) })
 }
 
+func TestAGuestWithoutATimerEndsAndSaysWhy(t *testing.T) {
+	m := newMachine(t, "tiny", 256)
+	for i, a := range m.args {
+		if a == "-append" {
+			m.args[i+1] += " nolapic_timer"
+		}
+	}
+	m.start()
+	select {
+	case err := <-m.exited:
+		m.exited <- err
+	case <-time.After(bound):
+		t.Fatal("it goes on")
+	}
+	if log, err := os.ReadFile(m.console); err != nil || !strings.Contains(string(log), "boot failed: the kernel has found no timer that works") {
+		t.Errorf("it ended with %v and\n%s", err, log)
+	}
+}
+
 func TestTheBaseImageHasWhatPeopleExpect(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	defer cancel()

@@ -54,6 +54,9 @@ func prepare() error {
 		return err
 	}
 	say("start")
+	if err := checkTimer(); err != nil { // before anything waits for a time
+		return err
+	}
 	if err := loadModules("/modules"); err != nil {
 		return err
 	}

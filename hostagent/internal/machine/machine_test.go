@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -408,6 +410,36 @@ func TestOneFirstBootServesAllWhoWaitForIt(t *testing.T) {
 	}
 	if m, _ := h.Find("sb_1"); m.Receipt().Kind != Spawn || m.Receipt().SnapshotID == "" {
 		t.Errorf("receipt %+v", m.Receipt())
+	}
+}
+
+func TestAFirstBootWhoseVMEndsIsBootedAgain(t *testing.T) {
+	w := newWorld()
+	h := w.newHost(t)
+	reached, _ := w.block("after restore")
+	started := make(chan error, 1)
+	go func() {
+		s := spec("sb_1")
+		s.ColdBoot = false
+		_, err := h.Start(t.Context(), s, "rst_1")
+		started <- err
+	}()
+	<-reached
+	again, open := w.block("after restore")
+	w.mu.Lock()
+	vms := slices.Collect(maps.Values(w.vms))
+	w.mu.Unlock()
+	for _, vm := range vms {
+		vm.die("the guest gave its boot up")
+	}
+	select {
+	case <-again:
+	case err := <-started:
+		t.Fatal(err)
+	}
+	open()
+	if err := <-started; err != nil || w.count("boot") != 2 || w.count("restore") != 1 {
+		t.Errorf("%v after %d boots and %d restores", err, w.count("boot"), w.count("restore"))
 	}
 }
 

@@ -199,12 +199,27 @@ func (h *Host) makeTemplate(ctx context.Context, key string, spec Spec, baseline
 			defer h.mu.Unlock()
 			delete(h.templates, key)
 		}()
-		job.err = h.firstBoot(context.WithoutCancel(ctx), key, spec, baseline)
+		job.err = h.firstBoots(context.WithoutCancel(ctx), key, spec, baseline)
 	}) {
 		return nil, ErrClosing
 	}
 	h.templates[key] = job
 	return job, nil
+}
+
+// maxFirstBoots bounds how often an image is booted for one template.
+const maxFirstBoots = 3
+
+// firstBoots is firstBoot, again where the VM ended before its guest served: a guest gives a boot up in which a busy host kept it from measuring its
+// timer, as all that is restored from it would have that timer.
+func (h *Host) firstBoots(ctx context.Context, key string, spec Spec, baseline []string) error {
+	for n := 1; ; n++ {
+		err := h.firstBoot(ctx, key, spec, baseline)
+		if n == maxFirstBoots || !errors.Is(err, ErrVMDied) {
+			return err
+		}
+		h.log.Warn("the VM of a first boot ended; it is booted again", "image", spec.Image, "error", err)
+	}
 }
 
 // firstBoot boots an image in a machine that nobody sees and keeps its state as a template. The machine takes no room of its own: who
