@@ -14,10 +14,6 @@ const drainers = 4
 // durablePoll is how often a drain looks whether saved state has reached the registry.
 const durablePoll = 200 * time.Millisecond
 
-// placing is how long after a cordon a sandbox may come to be on the host still: it was placed before, or by a scheduler that had not heard of
-// the cordon yet, and its row says so only now.
-const placing = time.Second
-
 // DrainStep is what happened in a drain.
 type DrainStep string
 
@@ -75,7 +71,7 @@ func (s *Service) Drain(ctx context.Context, hostID string, tell func(DrainEvent
 	if err := s.scheduler.Cordon(ctx, hostID); err != nil {
 		return err
 	}
-	settled := time.NewTimer(placing)
+	settled := time.NewTimer(s.timing.Placing)
 	defer settled.Stop()
 	d := &drain{s: s, hostID: hostID, found: map[string]bool{}, tell: tell}
 	// What is found while waiting is moved, and then it is looked once more.

@@ -195,8 +195,10 @@ func (s *Service) startCopy(ctx context.Context, sb Sandbox) (Sandbox, Started, 
 	return s.startSomewhere(ctx, sb, place, Start{Kind: Fork, SnapshotID: sb.SourceSnapshotID, RestoreID: sb.Work.RestoreID, Policy: sb.RestorePolicy})
 }
 
-// failFork ends all copies that are still this work's. Those that a user has deleted meanwhile are his work's.
+// failFork ends all copies that are still this work's. Those that a user has deleted meanwhile are his work's, and all are another replica's where that has
+// taken the work over, because this one was too slow to renew its lease: there the fork goes on.
 func (s *Service) failFork(ctx context.Context, workID string, cause error) Outcome {
+	job := ctx
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
 	for range maxConflicts {
@@ -207,6 +209,12 @@ func (s *Service) failFork(ctx context.Context, workID string, cause error) Outc
 		rows = slices.DeleteFunc(rows, func(sb Sandbox) bool { return !sb.State.Working() })
 		if len(rows) == 0 {
 			return Outcome{Err: asError(cause)}
+		}
+		if e := s.gone(job); e != nil {
+			return Outcome{Err: e}
+		}
+		if slices.ContainsFunc(rows, func(sb Sandbox) bool { return sb.LeaseOwner != s.owner }) {
+			return Outcome{Err: asError(ErrConflict)}
 		}
 		s.destroyAll(ctx, rows)
 		e := s.show(rows[0], cause)

@@ -63,6 +63,10 @@ func (r *reconciler) pass(ctx context.Context, wg *sync.WaitGroup) {
 
 // takeUp continues the work of workers that died.
 func (r *reconciler) takeUp(ctx context.Context) error {
+	// What this replica works on itself is not stuck, however late it renews its leases: it would only begin anew what goes on.
+	if err := r.s.renew(ctx); err != nil {
+		return err
+	}
 	rows, err := r.s.store.ClaimStuck(ctx, stuckBatch)
 	if err != nil {
 		return err

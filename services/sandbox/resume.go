@@ -122,9 +122,6 @@ func (s *Service) pauseManifest(ctx context.Context, sb Sandbox) (Manifest, erro
 	return m, err
 }
 
-// reply is how long before a caller's end he is told that the waiting was for nothing, so that he hears why.
-const reply = time.Second
-
 // lostEvery is after how many looks at the registry the scheduler is asked whether the host is lost.
 const lostEvery = 5
 
@@ -134,7 +131,7 @@ const lostEvery = 5
 func (s *Service) elsewhere(ctx context.Context, sb Sandbox, host string) (Manifest, error) {
 	patience := s.timing.Durable
 	if !sb.Work.Until.IsZero() {
-		patience = min(patience, time.Until(sb.Work.Until)-reply)
+		patience = min(patience, time.Until(sb.Work.Until)-s.timing.Reply)
 	}
 	began := time.Now()
 	giveUp := time.NewTimer(max(patience, 0))

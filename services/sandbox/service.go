@@ -28,6 +28,11 @@ type Timing struct {
 	ExpireGrace time.Duration `yaml:"expire_grace"`
 	// Durable is how long a drain waits for the saved state of a sandbox to reach the registry. Default 2 min.
 	Durable time.Duration `yaml:"durable"`
+	// Reply is how long before a caller's end he is told that the waiting was for nothing, so that he hears why. Default 1 s.
+	Reply time.Duration `yaml:"reply"`
+	// Placing is how long after a cordon a sandbox may come to be on the host still: it was placed before, or by a scheduler that had not heard of the cordon
+	// yet, and its row says so only now. Default 1 s.
+	Placing time.Duration `yaml:"placing"`
 }
 
 func (t Timing) withDefaults() Timing {
@@ -38,6 +43,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.Lease, 15 * time.Second}, {&t.Work, 5 * time.Minute}, {&t.Reconcile, 5 * time.Second},
 		{&t.UnknownGrace, 30 * time.Second}, {&t.HostLost, 5 * time.Minute}, {&t.DeleteWait, time.Minute},
 		{&t.Unreachable, 30 * time.Second}, {&t.ExpireGrace, 10 * time.Second}, {&t.Durable, 2 * time.Minute},
+		{&t.Reply, time.Second}, {&t.Placing, time.Second},
 	} {
 		if *d.v == 0 {
 			*d.v = d.d

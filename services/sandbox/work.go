@@ -188,6 +188,12 @@ func (s *Service) result(ctx context.Context, rows []Sandbox) (Outcome, error) {
 			return Outcome{}, overtaken(ended[i])
 		}
 	}
+	// What else it came to stands with the request, if it has an id.
+	if id := rows[0].Work.RequestID; id != "" {
+		if r, e := s.store.Request(ctx, rows[0].Tenant, id); e == nil && r.Outcome != nil {
+			return *r.Outcome, r.Outcome.failure()
+		}
+	}
 	return Outcome{Sandboxes: ended}, nil
 }
 

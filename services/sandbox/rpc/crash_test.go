@@ -26,8 +26,9 @@ const (
 	childPeers = "COVEY_TEST_REPLICA_PEERS"
 )
 
-// serveChild is a replica in a process of its own. It prints its address and ends only by being killed.
+// serveChild is a replica in a process of its own. It prints its address and ends only by being killed. The end of its leases is what tests wait for then.
 func serveChild(dsn, peersAddr string) error {
+	shortLease(&testTiming)
 	ctx, log := context.Background(), slog.New(slog.NewTextHandler(os.Stderr, nil))
 	dial := func(addr string) (*grpc.ClientConn, error) {
 		return grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -199,8 +200,8 @@ func TestATemplateThatNobodyCanAskForAgainIsDroppedAfterItsReplicaWasKilled(t *t
 		t.Fatalf("%d chores wait for the end of its making", n)
 	}
 	m.dueNow()
-	eventually(t, 10*time.Second, "the template is dropped", func() bool { return !m.registry.has(id) })
-	eventually(t, 10*time.Second, "its host is told", func() bool { return host.count("remove "+id) > 0 })
+	eventually(t, patience, "the template is dropped", func() bool { return !m.registry.has(id) })
+	eventually(t, patience, "its host is told", func() bool { return host.count("remove "+id) > 0 })
 }
 
 func TestATemplateThatWasMadeStaysHoweverLongItTakesToSaySo(t *testing.T) {
@@ -225,7 +226,7 @@ func TestATemplateThatWasMadeStaysHoweverLongItTakesToSaySo(t *testing.T) {
 		host.onSnapshot = func(q *hostv1.SnapshotSandboxRequest) error {
 			m.registry.add(q.GetSnapshotId(), q.GetName(), host.id)
 			m.dueNow()
-			eventually(t, 10*time.Second, "it is dropped", func() bool { return !m.registry.has(q.GetSnapshotId()) })
+			eventually(t, patience, "it is dropped", func() bool { return !m.registry.has(q.GetSnapshotId()) })
 			ids <- q.GetSnapshotId()
 			return nil
 		}
@@ -234,7 +235,7 @@ func TestATemplateThatWasMadeStaysHoweverLongItTakesToSaySo(t *testing.T) {
 		t.Error("it was answered as made")
 	}
 	id := <-ids
-	eventually(t, 10*time.Second, "no chore is left", func() bool { return m.exec("SELECT 1 FROM sandbox.chore WHERE kind = 'drop-template'") == 0 })
+	eventually(t, patience, "no chore is left", func() bool { return m.exec("SELECT 1 FROM sandbox.chore WHERE kind = 'drop-template'") == 0 })
 	if m.registry.has(id) {
 		t.Error("it is there though it was not answered as made")
 	}

@@ -13,6 +13,7 @@ import (
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	"github.com/coveyhq/covey/services/chassis/apierr"
+	"github.com/coveyhq/covey/services/sandbox"
 )
 
 func TestACreatedSandboxRunsAndIsReadListedAndDeleted(t *testing.T) {
@@ -103,7 +104,7 @@ func TestATemplateGivesItsSizeAndIsPinnedWhileASandboxReadsIt(t *testing.T) {
 		t.Fatal("the template is not pinned")
 	}
 	r.pause(t, sb.GetId())
-	eventually(t, 2*time.Second, "the pause unpins the template", func() bool { return !leased() })
+	eventually(t, patience, "the pause unpins the template", func() bool { return !leased() })
 	if !m.registry.has(id) {
 		t.Fatal("the template was dropped")
 	}
@@ -165,6 +166,8 @@ func TestARepeatedRequestGetsTheFirstOnesError(t *testing.T) {
 func TestAHostThatIsOutOfReachForAMomentIsTriedAgainWhereNoOtherFits(t *testing.T) {
 	m := newMesh(t)
 	r := m.replica("one")
+	timing(t, func(w *sandbox.Timing) { w.Unreachable = 300 * time.Millisecond })
+	impatient := m.replica("two")
 	var ids []string // of the tries on host-a, one after the other
 	m.a.onStart = func(q *hostv1.StartSandboxRequest) error {
 		if ids = append(ids, q.GetRestoreId()); len(ids) == 1 {
@@ -186,7 +189,7 @@ func TestAHostThatIsOutOfReachForAMomentIsTriedAgainWhereNoOtherFits(t *testing.
 			return apierr.E(codes.Unavailable, "UNAVAILABLE", "the registry cannot be reached")
 		}
 	})
-	_, err := r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+	_, err := impatient.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "tiny"})
 	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "no slot is free") || strings.Count(err.Error(), "the registry cannot be reached") != 1 {
 		t.Fatal(err)
 	}
@@ -242,7 +245,7 @@ func TestASandboxRunsAlthoughItsCallerWentAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	close(goOn)
-	r.becomes(t, 5*time.Second, id, sandboxv1.State_STATE_RUNNING)
+	r.becomes(t, patience, id, sandboxv1.State_STATE_RUNNING)
 }
 
 func TestADeletionDuringCreationWinsAndLeavesNothing(t *testing.T) {
@@ -267,7 +270,7 @@ func TestADeletionDuringCreationWinsAndLeavesNothing(t *testing.T) {
 	wantError(t, <-created, codes.Aborted, "CONCURRENT_CHANGE", id)
 	close(goOn)
 	// The hosts' starts end only now, after their destruction: the reconciler finds the VM.
-	eventually(t, 5*time.Second, "no VM is left", func() bool {
+	eventually(t, patience, "no VM is left", func() bool {
 		return !m.a.running(id) && !m.b.running(id) && m.a.count("destroy")+m.b.count("destroy") > 1
 	})
 	if sb := r.get(t, id); sb.GetState() != sandboxv1.State_STATE_STOPPED {

@@ -16,6 +16,7 @@ import (
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/sandbox"
 )
 
 // drain drains a host to the end and returns what happened.
@@ -76,7 +77,7 @@ func TestADrainMovesWhatRunsAndLeavesWhatWasPausedByRequest(t *testing.T) {
 	paused, dead := all[4], all[5]
 	r.pause(t, paused.GetId())
 	m.a.kill(dead.GetId(), "the VMM was killed by signal 9")
-	r.becomes(t, 5*time.Second, dead.GetId(), sandboxv1.State_STATE_FAILED)
+	r.becomes(t, patience, dead.GetId(), sandboxv1.State_STATE_FAILED)
 	r.becomesDurable(t, paused.GetId())
 
 	events, err := r.drain(t, as(t, "acme"), "host-a")
@@ -110,6 +111,7 @@ func TestADrainMovesWhatRunsAndLeavesWhatWasPausedByRequest(t *testing.T) {
 // A placement was answered before the cordon, and comes to be known while the host looks empty.
 func TestADrainMovesWhatWasPlacedJustBeforeTheCordonToo(t *testing.T) {
 	m := newMesh(t)
+	timing(t, func(w *sandbox.Timing) { w.Placing = 5 * time.Second })
 	r := m.replica("r1")
 	answered, goOn := make(chan struct{}), make(chan struct{})
 	m.cordon("host-b", true)
@@ -149,11 +151,13 @@ func TestADrainMovesWhatWasPlacedJustBeforeTheCordonToo(t *testing.T) {
 // becomesDurable waits until the service has noted that a pause is in the registry.
 func (r *replica) becomesDurable(t testing.TB, id string) {
 	t.Helper()
-	eventually(t, 5*time.Second, id+" is durable", func() bool { return r.get(t, id).GetDurable() })
+	eventually(t, patience, id+" is durable", func() bool { return r.get(t, id).GetDurable() })
 }
 
 func TestADrainResumesNothingElsewhereBeforeItsStateIsDurable(t *testing.T) {
 	m := newMesh(t)
+	timing(t, func(w *sandbox.Timing) { w.Durable = time.Second })
+	timing(t, shortLease)
 	r := m.replica("r1")
 	sb := m.onHost(r, "host-a", 1)[0]
 	m.registry.set(func() { m.registry.durable = false })
@@ -176,7 +180,7 @@ func TestADrainResumesNothingElsewhereBeforeItsStateIsDurable(t *testing.T) {
 			s.Snapshot.State = snapshotv1.SnapshotState_SNAPSHOT_STATE_DURABLE
 		}
 	})
-	if now := r.becomes(t, 10*time.Second, sb.GetId(), sandboxv1.State_STATE_RUNNING); now.GetHostId() != "host-b" {
+	if now := r.becomes(t, patience, sb.GetId(), sandboxv1.State_STATE_RUNNING); now.GetHostId() != "host-b" {
 		t.Errorf("it runs on %s", now.GetHostId())
 	}
 }
@@ -224,6 +228,7 @@ func TestADrainWhoseServiceDiesInTheMiddleIsGoneOnWith(t *testing.T) {
 	}
 	cancel()
 	r1.stop()
+	timing(t, shortLease) // What a drain left is let be for as long.
 	r2 := m.replica("r2")
 	m.registry.set(func() {
 		for _, s := range m.registry.snaps {
@@ -231,7 +236,7 @@ func TestADrainWhoseServiceDiesInTheMiddleIsGoneOnWith(t *testing.T) {
 		}
 	})
 	for _, sb := range all {
-		if now := r2.becomes(t, 15*time.Second, sb.GetId(), sandboxv1.State_STATE_RUNNING); now.GetHostId() != "host-b" {
+		if now := r2.becomes(t, patience, sb.GetId(), sandboxv1.State_STATE_RUNNING); now.GetHostId() != "host-b" {
 			t.Errorf("%s runs on %s", sb.GetId(), now.GetHostId())
 		}
 	}
@@ -242,6 +247,7 @@ func TestADrainWhoseServiceDiesInTheMiddleIsGoneOnWith(t *testing.T) {
 
 func TestADrainOfAHostThatIsOutOfReachLeavesItsSandboxesAsTheyAre(t *testing.T) {
 	m := newMesh(t)
+	timing(t, func(w *sandbox.Timing) { w.Unreachable = 300 * time.Millisecond })
 	r := m.replica("r1")
 	sb := m.onHost(r, "host-a", 1)[0]
 	m.a.set(func() { m.a.down = true })
@@ -260,6 +266,7 @@ func TestADrainOfAHostThatIsOutOfReachLeavesItsSandboxesAsTheyAre(t *testing.T) 
 
 func TestAHostThatIsOutOfReachIsNamedAndNotItsAddress(t *testing.T) {
 	m := newMesh(t)
+	timing(t, func(w *sandbox.Timing) { w.Unreachable = 300 * time.Millisecond })
 	r := m.replica("r1")
 	sb := m.onHost(r, "host-a", 1)[0]
 	m.a.set(func() { m.a.down = true })
@@ -288,6 +295,7 @@ func TestAHostThatIsOutOfReachIsNamedAndNotItsAddress(t *testing.T) {
 
 func TestASandboxThatItsHostPausesAfterADrainStaysPaused(t *testing.T) {
 	m := newMesh(t)
+	timing(t, shortLease)
 	r := m.replica("r1")
 	sb := m.onHost(r, "host-a", 1)[0]
 	if _, err := r.drain(t, as(t, "acme"), "host-a"); err != nil {
@@ -296,7 +304,7 @@ func TestASandboxThatItsHostPausesAfterADrainStaysPaused(t *testing.T) {
 	const snap = "snap_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 	m.registry.add(snap, "", "host-b")
 	m.b.put(&hostv1.HostSandbox{SandboxId: sb.GetId(), State: sandboxv1.State_STATE_PAUSED, Reason: "inactive for 60 s", SnapshotId: snap, AutoPaused: true})
-	r.becomes(t, 5*time.Second, sb.GetId(), sandboxv1.State_STATE_PAUSED)
+	r.becomes(t, patience, sb.GetId(), sandboxv1.State_STATE_PAUSED)
 	r.becomesDurable(t, sb.GetId())
 	starts := m.a.count("start") + m.b.count("start")
 	// Longer than what a drain left is let be.

@@ -14,6 +14,7 @@ import (
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/sandbox"
 )
 
 const (
@@ -66,11 +67,11 @@ func TestPauseAndResumeKeepOnlyTheSnapshotsThatAreNeeded(t *testing.T) {
 		t.Fatalf("receipt: %v, %v", receipt, err)
 	}
 	p2 := r.pause(t, id)
-	eventually(t, 3*time.Second, "the former snapshot is dropped from registry and host", func() bool {
+	eventually(t, patience, "the former snapshot is dropped from registry and host", func() bool {
 		return !m.registry.has(p1.GetSnapshotId()) && m.a.count("remove "+p1.GetSnapshotId())+m.b.count("remove "+p1.GetSnapshotId()) > 0
 	})
 	r.delete(t, id)
-	eventually(t, 3*time.Second, "the last snapshot is dropped", func() bool { return !m.registry.has(p2.GetSnapshotId()) })
+	eventually(t, patience, "the last snapshot is dropped", func() bool { return !m.registry.has(p2.GetSnapshotId()) })
 }
 
 func TestConcurrentPausesAndResumesAreOne(t *testing.T) {
@@ -85,7 +86,7 @@ func TestConcurrentPausesAndResumesAreOne(t *testing.T) {
 	for i := range results {
 		wg.Go(func() { results[i] = replicas[i%2].pause(t, id) })
 	}
-	eventually(t, 5*time.Second, "the pause is under way", func() bool { return host.count("pause") > 0 })
+	eventually(t, patience, "the pause is under way", func() bool { return host.count("pause") > 0 })
 	_, err := replicas[1].ResumeSandbox(as(t, "acme"), &sandboxv1.ResumeSandboxRequest{SandboxId: id})
 	wantError(t, err, codes.FailedPrecondition, "ILLEGAL_STATE", "PAUSING", "PAUSED", "delete")
 	close(goOn)
@@ -144,7 +145,7 @@ func TestASnapshotThatIsNotDurableIsResumedWhereItIsUnlessAnotherHostIsAskedFor(
 	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
 	p := r.pause(t, sb.GetId())
 	m.registry.becomesDurable(p.GetSnapshotId())
-	eventually(t, 3*time.Second, "it is shown durable", func() bool { return r.get(t, sb.GetId()).GetDurable() })
+	eventually(t, patience, "it is shown durable", func() bool { return r.get(t, sb.GetId()).GetDurable() })
 }
 
 // becomesDurable ends a snapshot's upload.
@@ -172,16 +173,22 @@ func TestAResumeElsewhereWaitsForTheSnapshotToBeDurable(t *testing.T) {
 
 	// As long as the call's deadline, and the service's patience.
 	snap := r.pause(t, id).GetSnapshotId()
-	short, cancel := context.WithTimeout(as(t, "acme"), 1500*time.Millisecond)
+	patient := r
+	timing(t, func(w *sandbox.Timing) { w.Reply = 10 * time.Second })
+	r = m.replica("two")
+	short, cancel := context.WithTimeout(as(t, "acme"), testTiming.Reply+500*time.Millisecond)
 	defer cancel()
 	wantError(t, <-r.resumeOn(short, id, other), codes.Unavailable, "SNAPSHOT_NOT_DURABLE", "did not get there within", home)
 	if short.Err() != nil {
 		t.Error("the reason came after the call's end")
 	}
+	timing(t, func(w *sandbox.Timing) { w.Durable = time.Second })
+	r = m.replica("three")
 	wantError(t, <-r.resumeOn(as(t, "acme"), id, other), codes.Unavailable, "SNAPSHOT_NOT_DURABLE", "did not get there within", home)
 
+	r = patient
 	answer := r.resumeOn(as(t, "acme"), id, other)
-	eventually(t, 5*time.Second, "it resumes", func() bool { return r.get(t, id).GetState() == sandboxv1.State_STATE_RESUMING })
+	eventually(t, patience, "it resumes", func() bool { return r.get(t, id).GetState() == sandboxv1.State_STATE_RESUMING })
 	if m.host(other).running(id) || m.host(home).running(id) {
 		t.Error("it runs before it is durable")
 	}
@@ -202,7 +209,7 @@ func TestAResumeElsewhereWaitsForTheSnapshotToBeDurable(t *testing.T) {
 	m.scheduler.mu.Unlock()
 	began := time.Now()
 	wantError(t, <-r.resumeOn(as(t, "acme"), id, other), codes.FailedPrecondition, "SNAPSHOT_NOT_DURABLE", "lost", home)
-	if d := time.Since(began); d > testTiming.Durable {
+	if d := time.Since(began); d > patience {
 		t.Errorf("that its host is lost was said after %s", d)
 	}
 	if got := r.get(t, id); got.GetState() != stPaused || got.GetHostId() != home {
@@ -214,17 +221,19 @@ func TestWhereTheHostThatHasASnapshotCannotTakeItItGoesElsewhereOnceItIsDurable(
 	m := newMesh(t)
 	m.registry.durable = false
 	r := m.replica("one")
+	timing(t, func(w *sandbox.Timing) { w.Durable = time.Second })
+	impatient := m.replica("two")
 	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
 	snap := r.pause(t, sb.GetId()).GetSnapshotId()
 	m.scheduler.mu.Lock()
 	m.scheduler.cordoned[sb.GetHostId()] = true
 	m.scheduler.mu.Unlock()
-	_, err := r.ResumeSandbox(as(t, "acme"), &sandboxv1.ResumeSandboxRequest{SandboxId: sb.GetId()})
+	_, err := impatient.ResumeSandbox(as(t, "acme"), &sandboxv1.ResumeSandboxRequest{SandboxId: sb.GetId()})
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Fatalf("while it is not durable: %v", err)
 	}
 	answer := r.resumeOn(as(t, "acme"), sb.GetId(), "")
-	eventually(t, 5*time.Second, "it resumes", func() bool { return r.get(t, sb.GetId()).GetState() == sandboxv1.State_STATE_RESUMING })
+	eventually(t, patience, "it resumes", func() bool { return r.get(t, sb.GetId()).GetState() == sandboxv1.State_STATE_RESUMING })
 	m.registry.becomesDurable(snap)
 	if err := <-answer; err != nil || r.get(t, sb.GetId()).GetHostId() == sb.GetHostId() {
 		t.Errorf("got %v, it is on %s", err, r.get(t, sb.GetId()).GetHostId())
@@ -309,7 +318,7 @@ func TestDeleteDuringAPauseWaitsForItsEnd(t *testing.T) {
 	host.set(func() { host.onPause = func(*hostv1.PauseSandboxRequest) error { <-goOn; return nil } })
 	var wg sync.WaitGroup
 	wg.Go(func() { r.pause(t, sb.GetId()) })
-	eventually(t, 5*time.Second, "the pause is under way", func() bool { return host.count("pause") > 0 })
+	eventually(t, patience, "the pause is under way", func() bool { return host.count("pause") > 0 })
 	wg.Go(func() {
 		if sb := other.delete(t, sb.GetId()); sb.GetState() != stStopped {
 			t.Errorf("deleted: %v", sb)
@@ -320,7 +329,7 @@ func TestDeleteDuringAPauseWaitsForItsEnd(t *testing.T) {
 	}
 	close(goOn)
 	wg.Wait()
-	eventually(t, 3*time.Second, "the pause's snapshot is dropped", func() bool {
+	eventually(t, patience, "the pause's snapshot is dropped", func() bool {
 		m.registry.mu.Lock()
 		defer m.registry.mu.Unlock()
 		return len(m.registry.dropped) > 0 && len(m.registry.snaps) == 0
@@ -340,7 +349,7 @@ func TestADeletionDoesNotNeedTheHostWhichIsCleanedUpWhenItReturns(t *testing.T) 
 		t.Fatal("a host that is down has destroyed a VM")
 	}
 	host.set(func() { host.down = false })
-	eventually(t, 5*time.Second, "the VM is destroyed", func() bool { return !host.running(sb.GetId()) })
+	eventually(t, patience, "the VM is destroyed", func() bool { return !host.running(sb.GetId()) })
 }
 
 func TestForkOfARunningSandboxMakesAllCopiesOrNone(t *testing.T) {
@@ -374,7 +383,7 @@ func TestForkOfARunningSandboxMakesAllCopiesOrNone(t *testing.T) {
 		}
 		r.delete(t, sb.GetId())
 	}
-	eventually(t, 3*time.Second, "the fork's snapshot is dropped after the last copy", func() bool { return !m.registry.has(snap) })
+	eventually(t, patience, "the fork's snapshot is dropped after the last copy", func() bool { return !m.registry.has(snap) })
 
 	host.set(func() {
 		host.onFork = func(q *hostv1.ForkSandboxRequest) error {
@@ -421,7 +430,7 @@ func TestForkOfAPausedSandboxMakesAllCopiesOrNone(t *testing.T) {
 		t.Fatal("the snapshot that a copy reads from was dropped with its source")
 	}
 	r.pause(t, resp.GetSandboxes()[0].GetId())
-	eventually(t, 3*time.Second, "the source's snapshot is dropped once no copy reads from it", func() bool { return !m.registry.has(p.GetSnapshotId()) })
+	eventually(t, patience, "the source's snapshot is dropped once no copy reads from it", func() bool { return !m.registry.has(p.GetSnapshotId()) })
 
 	src = r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
 	r.pause(t, src.GetId())

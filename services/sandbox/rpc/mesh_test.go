@@ -36,12 +36,26 @@ func TestMain(m *testing.M) {
 	os.Exit(pgtest.MainWithoutLeaks(m))
 }
 
-// testTiming makes the tests fast; the promises in them are of order, not of these times.
+// testTiming makes the tests fast; the promises in them are of order, not of these times. Those at whose end the service does something else are out of the reach
+// of a busy machine; a test that is about such an end shortens them with timing.
 var testTiming = sandbox.Timing{
-	Lease: 600 * time.Millisecond, Reconcile: 150 * time.Millisecond, UnknownGrace: 300 * time.Millisecond,
-	HostLost: 400 * time.Millisecond, DeleteWait: 2 * time.Second, Unreachable: 300 * time.Millisecond,
-	ExpireGrace: time.Millisecond, Durable: 2 * time.Second,
+	Lease: patience, Reconcile: 150 * time.Millisecond, UnknownGrace: 300 * time.Millisecond,
+	HostLost: 400 * time.Millisecond, DeleteWait: patience, Unreachable: patience,
+	ExpireGrace: time.Millisecond, Durable: patience, Placing: 100 * time.Millisecond,
 }
+
+// patience is how long a test waits for what must come, on a machine that has more to do than it can.
+const patience = time.Minute
+
+// timing changes the times of the replicas that are made from now on in the test.
+func timing(t testing.TB, change func(*sandbox.Timing)) {
+	old := testTiming
+	t.Cleanup(func() { testTiming = old })
+	change(&testTiming)
+}
+
+// shortLease makes leases that end soon, where nobody renews them.
+func shortLease(w *sandbox.Timing) { w.Lease = 600 * time.Millisecond }
 
 // mesh is a database and fakes of what sandboxd speaks to, all over real gRPC on loopback.
 type mesh struct {
@@ -183,7 +197,7 @@ func incoming(ctx context.Context, key string) string {
 
 // as is a context of a tenant, with a deadline so that a test that hangs says where.
 func as(t testing.TB, tenant string) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	t.Cleanup(cancel)
 	return metadata.AppendToOutgoingContext(ctx, "covey-tenant", tenant)
 }

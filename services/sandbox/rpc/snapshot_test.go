@@ -2,7 +2,6 @@ package rpc_test
 
 import (
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -34,8 +33,8 @@ func TestATemplateWhoseMakingFailedIsDroppedThoughItsHostHadRegisteredIt(t *test
 			t.Fatal("it was made")
 		}
 		id := <-made
-		eventually(t, 5*time.Second, "the template is dropped", func() bool { return !m.registry.has(id) })
-		eventually(t, 5*time.Second, "its host is told", func() bool { return host.count("remove "+id) > 0 })
+		eventually(t, patience, "the template is dropped", func() bool { return !m.registry.has(id) })
+		eventually(t, patience, "its host is told", func() bool { return host.count("remove "+id) > 0 })
 		host.set(func() { host.onSnapshot = nil })
 		q.RequestId = ""
 		resp, err := r.CreateSnapshot(as(t, "acme"), q)
@@ -64,7 +63,7 @@ func TestADropThatFailsIsRepeatedUntilItIsDone(t *testing.T) {
 		t.Fatal("it was made")
 	}
 	id := <-made
-	eventually(t, 5*time.Second, "the template is dropped", func() bool { return !m.registry.has(id) })
+	eventually(t, patience, "the template is dropped", func() bool { return !m.registry.has(id) })
 	host.set(func() { host.down = false })
-	eventually(t, 15*time.Second, "its host is told when it is back", func() bool { return host.count("remove "+id) > 0 })
+	eventually(t, patience, "its host is told when it is back", func() bool { return host.count("remove "+id) > 0 })
 }

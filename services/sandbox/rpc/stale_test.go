@@ -1,16 +1,15 @@
 package rpc_test
 
 import (
-	"context"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc/codes"
 
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	"github.com/coveyhq/covey/services/sandbox"
 )
 
 func TestARequestWhoseWorkAnotherOperationEndedIsAnsweredWhenItIsRepeated(t *testing.T) {
@@ -39,7 +38,7 @@ func TestARequestWhoseWorkAnotherOperationEndedIsAnsweredWhenItIsRepeated(t *tes
 		began := time.Now()
 		_, err := r.CreateSandbox(as(t, "acme"), q)
 		wantError(t, err, codes.Aborted, "CONCURRENT_CHANGE", id)
-		if took := time.Since(began); took > 10*time.Second {
+		if took := time.Since(began); took > patience { // Without an answer it waits for the caller's end.
 			t.Errorf("the repeated request was answered after %s", took)
 		}
 	}
@@ -47,7 +46,9 @@ func TestARequestWhoseWorkAnotherOperationEndedIsAnsweredWhenItIsRepeated(t *tes
 
 func TestAPauseThatADeletionOvertakesIsNoSuccessForWhoJoinedIt(t *testing.T) {
 	m := newMesh(t)
-	r, other := m.replica("one"), m.replica("two")
+	r := m.replica("one")
+	timing(t, func(w *sandbox.Timing) { w.DeleteWait = 3 * time.Second })
+	other := m.replica("two")
 	sb := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
 	host := m.host(sb.GetHostId())
 	goOn := make(chan struct{})
@@ -59,8 +60,9 @@ func TestAPauseThatADeletionOvertakesIsNoSuccessForWhoJoinedIt(t *testing.T) {
 		wantError(t, err, codes.Aborted, "CONCURRENT_CHANGE")
 	}
 	wg.Go(func() { pause(r) })
-	eventually(t, 5*time.Second, "the pause is under way", func() bool { return host.count("pause") > 0 })
+	eventually(t, patience, "the pause is under way", func() bool { return host.count("pause") > 0 })
 	wg.Go(func() { pause(other) })
+	eventually(t, patience, "another pause has come", func() bool { return m.exec("SELECT 1 FROM sandbox.audit WHERE method = 'PauseSandbox'") == 2 })
 	// The deletion's patience with the pause ends first.
 	if sb := other.delete(t, sb.GetId()); sb.GetState() != stStopped {
 		t.Errorf("deleted: %v", sb)
@@ -68,40 +70,59 @@ func TestAPauseThatADeletionOvertakesIsNoSuccessForWhoJoinedIt(t *testing.T) {
 	close(goOn)
 }
 
-func TestWhoAskedForWorkThatAnotherReplicaTookOverGetsItsResult(t *testing.T) {
-	m := newMesh(t)
-	r := m.replica("one")
-	m.replica("two")
-	conn, err := pgx.Connect(t.Context(), m.dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
+// overtaken has whoever does a replica's work lose it, again and again, to another which was not too slow to renew its lease, until a host was asked often
+// enough; then the hosts go on.
+func (m *mesh) overtaken(call string, ask func()) {
+	m.t.Helper()
 	goOn := make(chan struct{})
-	m.a.onStart = func(*hostv1.StartSandboxRequest) error { <-goOn; return nil }
-	m.b.onStart = m.a.onStart
-	type answer struct {
-		sb  *sandboxv1.Sandbox
-		err error
+	for _, h := range []*fakeHost{m.a, m.b} {
+		h.set(func() {
+			h.onStart = func(*hostv1.StartSandboxRequest) error { <-goOn; return nil }
+			h.onFork = func(*hostv1.ForkSandboxRequest) error { <-goOn; return nil }
+		})
 	}
-	created := make(chan answer, 1)
-	go func() {
-		q, err := r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "tiny"})
-		created <- answer{q.GetSandbox(), err}
-	}()
-	starts := func() int { return m.a.count("start") + m.b.count("start") }
-	eventually(t, 5*time.Second, "it is being started", func() bool { return starts() == 1 })
-	eventually(t, 20*time.Second, "it is taken over again and again", func() bool {
-		// Whoever has it was too slow to renew his lease.
-		if _, err := conn.Exec(t.Context(), "UPDATE sandbox.sandbox SET lease_until = now() - interval '1 hour'"); err != nil {
-			t.Error(err)
-			return true
-		}
-		return starts() > 4
+	before := m.a.count(call) + m.b.count(call)
+	asked := func() int { return m.a.count(call) + m.b.count(call) - before }
+	var asking sync.WaitGroup
+	asking.Go(ask)
+	eventually(m.t, patience, "a host is asked", func() bool { return asked() > 0 })
+	eventually(m.t, patience, "it is taken over again and again", func() bool {
+		m.exec("UPDATE sandbox.sandbox SET lease_until = now() - interval '1 hour' WHERE lease_until IS NOT NULL")
+		return asked() > 8
 	})
 	close(goOn)
-	a := <-created
-	if a.err != nil || a.sb.GetState() != stRunning {
-		t.Errorf("who asked got %v, %v", a.sb, a.err)
+	asking.Wait()
+}
+
+func TestWhoAskedForWorkThatAnotherReplicaTookOverGetsItsResult(t *testing.T) {
+	for _, paused := range []bool{false, true} {
+		m := newMesh(t)
+		timing(t, shortLease) // For the one that has lost it to find that out soon.
+		r := m.replica("one")
+		m.replica("two")
+		source := r.create(t, &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+		call := "fork"
+		if paused {
+			r.pause(t, source.GetId())
+			call = "start"
+		} else {
+			m.overtaken("start", func() {
+				q, err := r.CreateSandbox(as(t, "acme"), &sandboxv1.CreateSandboxRequest{Template: "tiny"})
+				if err != nil || q.GetSandbox().GetState() != stRunning {
+					t.Errorf("who asked for a sandbox got %v, %v", q, err)
+				}
+			})
+		}
+		m.overtaken(call, func() {
+			q, err := r.ForkSandbox(as(t, "acme"), &sandboxv1.ForkSandboxRequest{SandboxId: source.GetId(), Count: 2, RequestId: "fork"})
+			if err != nil || len(q.GetSandboxes()) != 2 || paused != (q.GetSourceStoppedUsec() == 0) {
+				t.Errorf("who asked for copies, of a paused one %v, got %v, %v", paused, q, err)
+			}
+			for _, sb := range q.GetSandboxes() {
+				if now := r.get(t, sb.GetId()); now.GetState() != stRunning || !m.host(now.GetHostId()).running(sb.GetId()) {
+					t.Errorf("a copy is %v", now)
+				}
+			}
+		})
 	}
 }

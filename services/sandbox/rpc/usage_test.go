@@ -27,12 +27,12 @@ func TestUsageEndsWhenASandboxEndedAndNotWhenThatWasNoticed(t *testing.T) {
 	known := time.Now()
 	<-time.After(time.Second) // What must not be counted.
 	r = m.replica("two")
-	r.becomes(t, 5*time.Second, paused.GetId(), stPaused)
-	r.becomes(t, 5*time.Second, failed.GetId(), stFailed)
+	r.becomes(t, patience, paused.GetId(), stPaused)
+	r.becomes(t, patience, failed.GetId(), stFailed)
 	m.scheduler.mu.Lock()
 	m.scheduler.lost[gone.id], m.scheduler.heard = true, timestamppb.New(ended)
 	m.scheduler.mu.Unlock()
-	r.becomes(t, 5*time.Second, lost.GetId(), stFailed)
+	r.becomes(t, patience, lost.GetId(), stFailed)
 	u, err := r.tenants.GetUsage(as(t, "acme"), &sandboxv1.GetUsageRequest{})
 	if err != nil || len(u.GetSandboxes()) != 3 {
 		t.Fatalf("%v, %v", u, err)
@@ -59,7 +59,7 @@ func TestAHostsClockThatIsWrongMakesNoUsageThatIsNegativeOrToCome(t *testing.T) 
 		host.set(func() {
 			host.here[sb.GetId()] = &hostv1.HostSandbox{SandboxId: sb.GetId(), State: sandboxv1.State_STATE_FAILED, StateTime: timestamppb.New(time.Now().Add(off))}
 		})
-		got := r.becomes(t, 5*time.Second, sb.GetId(), stFailed).GetStateTime().AsTime()
+		got := r.becomes(t, patience, sb.GetId(), stFailed).GetStateTime().AsTime()
 		if got.Before(sb.GetStateTime().AsTime()) || got.After(time.Now().Add(time.Second)) {
 			t.Errorf("by a clock that is %s it ended at %s; it ran since %s, now is %s", name, got, sb.GetStateTime().AsTime(), time.Now())
 		}
