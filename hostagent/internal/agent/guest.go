@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/coveyhq/covey/hostagent/internal/machine"
@@ -129,10 +130,27 @@ func (g *guest) Ready(ctx context.Context) error {
 	return err
 }
 
+// connected waits for the connection, so that a time that is sent then is still right when it arrives.
+func (g *guest) connected(ctx context.Context) error {
+	for {
+		state := g.conn.GetState()
+		if state == connectivity.Ready || state == connectivity.Shutdown {
+			return nil // The call says what is wrong.
+		}
+		g.conn.Connect()
+		if !g.conn.WaitForStateChange(ctx, state) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // AfterRestore implements machine.Guest.
 func (g *guest) AfterRestore(ctx context.Context, id machine.Identity) (machine.Attestation, error) {
 	entropy := make([]byte, entropyBytes)
 	rand.Read(entropy)
+	if err := g.connected(ctx); err != nil {
+		return machine.Attestation{}, err
+	}
 	r, err := g.guest.AfterRestore(ctx, &guestv1.AfterRestoreRequest{
 		RestoreId: id.RestoreID, SandboxId: id.SandboxID, NowUnixNs: time.Now().UnixNano(), Entropy: entropy, Hostname: id.Hostname,
 		MachineId: id.MachineID, Env: id.Env, Nameservers: id.Nameservers, SameIdentity: id.Same,
