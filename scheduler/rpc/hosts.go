@@ -2,6 +2,10 @@ package rpc
 
 import (
 	"context"
+	"encoding/base64"
+	"fmt"
+	"sort"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 
@@ -9,10 +13,34 @@ import (
 	"github.com/coveyhq/covey/services/chassis/apierr"
 )
 
-// ListHosts implements schedulerv1.HostsServiceServer.
-func (s *Server) ListHosts(context.Context, *schedulerv1.ListHostsRequest) (*schedulerv1.ListHostsResponse, error) {
+// Sizes of pages, hosts.
+const (
+	defaultPageSize = 100
+	maxPageSize     = 1000
+)
+
+// ListHosts implements schedulerv1.HostsServiceServer. A page begins after the last host of the one before, which its token names: so any scheduler
+// gives it, and hosts that come and go move no others.
+func (s *Server) ListHosts(_ context.Context, p *schedulerv1.ListHostsRequest) (*schedulerv1.ListHostsResponse, error) {
+	size := int(p.GetPageSize())
+	if size == 0 {
+		size = defaultPageSize
+	}
+	if size > maxPageSize {
+		return nil, apierr.Field("page_size", fmt.Sprintf("must be 1 to %d, got %d", maxPageSize, size))
+	}
+	after, err := base64.RawURLEncoding.DecodeString(p.GetPageToken())
+	if err != nil || !utf8.Valid(after) {
+		return nil, apierr.Field("page_token", "must be next_page_token of the last answer, or empty for the first page")
+	}
 	list := s.book.Hosts()
-	resp := &schedulerv1.ListHostsResponse{Hosts: make([]*schedulerv1.Host, len(list))}
+	list = list[sort.Search(len(list), func(i int) bool { return list[i].ID > string(after) }):]
+	resp := &schedulerv1.ListHostsResponse{}
+	if len(list) > size {
+		list = list[:size]
+		resp.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(list[size-1].ID))
+	}
+	resp.Hosts = make([]*schedulerv1.Host, len(list))
 	for i, h := range list {
 		resp.Hosts[i] = fromStatus(h)
 	}

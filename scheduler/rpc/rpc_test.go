@@ -2,6 +2,7 @@ package rpc_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -333,5 +334,36 @@ func TestABaselineIsLiftedByASchedulerThatDoesNotKnowOfIt(t *testing.T) {
 	told, err := st.Recv()
 	if err != nil || told.GetCpuBaseline() == nil || len(told.GetCpuBaseline().GetFeatures()) > 0 || told.GetCpuBaseline().GetGeneration() <= 7 {
 		t.Errorf("the host is told %v, %v", told, err)
+	}
+}
+
+func TestHostsAreListedInPages(t *testing.T) {
+	s := newScheduler(t, started)
+	var want []string
+	for i := range 5 {
+		s.beat(s.stream(), host(fmt.Sprint("h", i)))
+		want = append(want, fmt.Sprint("h", i))
+	}
+	var got []string
+	for q := (&schedulerv1.ListHostsRequest{PageSize: 2}); ; {
+		page, err := s.hosts.ListHosts(within(t), q)
+		if err != nil || len(page.GetHosts()) > 2 {
+			t.Fatalf("%v, %v", page, err)
+		}
+		for _, h := range page.GetHosts() {
+			got = append(got, h.GetId())
+		}
+		if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
+			break
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the pages have %v, want %v", got, want)
+	}
+	for field, q := range map[string]*schedulerv1.ListHostsRequest{"page_size": {PageSize: 1001}, "page_token": {PageToken: "?"}} {
+		_, err := s.hosts.ListHosts(within(t), q)
+		if status.Code(err) != codes.InvalidArgument || apierr.Reason(err) != "INVALID_FIELD" || !strings.Contains(err.Error(), field) {
+			t.Errorf("a wrong %s: %v", field, err)
+		}
 	}
 }

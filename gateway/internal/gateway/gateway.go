@@ -256,15 +256,21 @@ func healthy(conn *grpc.ClientConn) func(context.Context) error {
 // aHost asks the scheduler whether there is a host that takes sandboxes.
 func aHost(conn *grpc.ClientConn) func(context.Context) error {
 	return func(ctx context.Context) error {
-		res, err := schedulerv1.NewHostsServiceClient(conn).ListHosts(ctx, &schedulerv1.ListHostsRequest{})
-		if err != nil {
-			return err
-		}
-		for _, h := range res.GetHosts() {
-			if h.GetState() == schedulerv1.HostState_HOST_STATE_READY {
-				return nil
+		n := 0
+		for q := (&schedulerv1.ListHostsRequest{PageSize: 1000}); ; {
+			res, err := schedulerv1.NewHostsServiceClient(conn).ListHosts(ctx, q)
+			if err != nil {
+				return err
+			}
+			for _, h := range res.GetHosts() {
+				if h.GetState() == schedulerv1.HostState_HOST_STATE_READY {
+					return nil
+				}
+			}
+			n += len(res.GetHosts())
+			if q.PageToken = res.GetNextPageToken(); q.PageToken == "" {
+				return fmt.Errorf("none of %d hosts is ready", n)
 			}
 		}
-		return fmt.Errorf("none of %d hosts is ready", len(res.GetHosts()))
 	}
 }

@@ -83,16 +83,26 @@ func (s *Scheduler) Unplace(ctx context.Context, reservationID string) error {
 	return translate(ctx, theScheduler, err)
 }
 
+// pageSize is how many hosts are asked for at once: the most that the scheduler gives.
+const pageSize = 1000
+
 func (s *Scheduler) list(ctx context.Context) ([]sandbox.Host, error) {
-	resp, err := s.hosts.ListHosts(ctx, &schedulerv1.ListHostsRequest{})
-	if err != nil {
-		return nil, translate(ctx, theScheduler, err)
-	}
-	hosts := make([]sandbox.Host, len(resp.GetHosts()))
+	var hosts []sandbox.Host
 	known := map[string]string{}
-	for i, h := range resp.GetHosts() {
-		hosts[i] = sandbox.Host{ID: h.GetId(), Address: h.GetAddress(), Lost: h.GetState() == schedulerv1.HostState_HOST_STATE_LOST, HeardTime: stamp(h.GetHeartbeatTime())}
-		known[h.GetId()] = h.GetAddress()
+	for q := (&schedulerv1.ListHostsRequest{PageSize: pageSize}); ; {
+		resp, err := s.hosts.ListHosts(ctx, q)
+		if err != nil {
+			return nil, translate(ctx, theScheduler, err)
+		}
+		for _, h := range resp.GetHosts() {
+			hosts = append(hosts, sandbox.Host{
+				ID: h.GetId(), Address: h.GetAddress(), Lost: h.GetState() == schedulerv1.HostState_HOST_STATE_LOST, HeardTime: stamp(h.GetHeartbeatTime()),
+			})
+			known[h.GetId()] = h.GetAddress()
+		}
+		if q.PageToken = resp.GetNextPageToken(); q.PageToken == "" {
+			break
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
