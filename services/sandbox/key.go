@@ -30,6 +30,10 @@ type Key struct {
 	CreateTime, LastUseTime, RevokeTime time.Time
 }
 
+// BootstrapKey is the name of the key that is adopted from a file. While the file may be there the key is not forgotten, revoked or not: it would be
+// made anew.
+const BootstrapKey = "bootstrap"
+
 const (
 	secretPrefix = "cvy_"
 	secretBytes  = 32
@@ -79,9 +83,24 @@ func (k *Keys) Create(ctx context.Context, tenant, name string, scope []string) 
 	return key, secret, err
 }
 
-// List lists a tenant's keys, newest first.
-func (k *Keys) List(ctx context.Context, tenant string) ([]Key, error) {
-	return k.store.Keys(ctx, tenant)
+// List reads a page of a tenant's keys, newest first, and the token of the next page, empty after the last.
+func (k *Keys) List(ctx context.Context, tenant string, pageSize uint32, token string) ([]Key, string, error) {
+	if err := checkPageSize(&pageSize); err != nil {
+		return nil, "", err
+	}
+	filter := (&ListRequest{}).filterHash("keys of " + tenant)
+	from, err := pageFrom(token, keyID, filter)
+	if err != nil {
+		return nil, "", err
+	}
+	rows, err := k.store.Keys(ctx, tenant, from, int(pageSize)+1)
+	if err != nil || len(rows) <= int(pageSize) {
+		return rows, "", err
+	}
+	rows = rows[:pageSize]
+	last := rows[pageSize-1]
+	token, err = pageToken{Time: last.CreateTime, ID: last.ID, Filter: filter}.encode()
+	return rows, token, err
 }
 
 // Revoke ends a tenant's key; ending it twice is no error.

@@ -166,7 +166,7 @@ type Store interface {
 	// Subscribe gives a channel that is sent to after changes of a sandbox, or with an empty id of all of the tenant's.
 	// Changes in quick succession may be one wake-up; there may be wake-ups without a change. stop ends it.
 	Subscribe(tenant, sandboxID string) (wake <-chan struct{}, stop func())
-	// Prune removes what is too old to keep: events, answered requests, final sandboxes.
+	// Prune removes what is too old to keep: events, answered requests, final sandboxes, revoked keys.
 	Prune(ctx context.Context) error
 
 	KeyStore
@@ -179,7 +179,8 @@ type KeyStore interface {
 	InsertKey(ctx context.Context, k Key, hash []byte) (Key, error)
 	// KeyByHash notes the use of a key and reads it; NotFound where there is none.
 	KeyByHash(ctx context.Context, hash []byte) (Key, error)
-	Keys(ctx context.Context, tenant string) ([]Key, error)
+	// Keys reads at most limit keys of a tenant, newest first.
+	Keys(ctx context.Context, tenant string, from Page, limit int) ([]Key, error)
 	RevokeKey(ctx context.Context, tenant, id string) (Key, error)
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,7 @@ func (s *Service) Get(ctx context.Context, tenant, id string) (Sandbox, error) {
 	return s.store.Get(ctx, tenant, id)
 }
 
-// pageToken is a position in a list of one filter. It names the last sandbox of the page before, so that what is made
+// pageToken is a position in a list of one filter. It names the last sandbox, or key, of the page before, so that what is made
 // meanwhile, which comes before it, moves nothing.
 type pageToken struct {
 	Time   time.Time `json:"t"`
@@ -51,13 +52,9 @@ func (s *Service) List(ctx context.Context, tenant string, r ListRequest) ([]San
 		return nil, "", err
 	}
 	filter := r.filterHash(tenant)
-	var from Page
-	if r.PageToken != "" {
-		t, err := parsePageToken(r.PageToken, filter)
-		if err != nil {
-			return nil, "", err
-		}
-		from = Page{BeforeTime: t.Time, BeforeID: t.ID}
+	from, err := pageFrom(r.PageToken, sandboxID, filter)
+	if err != nil {
+		return nil, "", err
 	}
 	rows, err := s.store.List(ctx, tenant, r.States, r.Metadata, from, int(r.PageSize)+1)
 	if err != nil {
@@ -68,23 +65,29 @@ func (s *Service) List(ctx context.Context, tenant string, r ListRequest) ([]San
 	}
 	rows = rows[:r.PageSize]
 	last := rows[len(rows)-1]
-	b, err := json.Marshal(pageToken{Time: last.CreateTime, ID: last.ID, Filter: filter})
-	if err != nil {
-		return nil, "", err
-	}
-	return rows, base64.RawURLEncoding.EncodeToString(b), nil
+	token, err := pageToken{Time: last.CreateTime, ID: last.ID, Filter: filter}.encode()
+	return rows, token, err
 }
 
-func parsePageToken(token string, filter []byte) (pageToken, error) {
+func (t pageToken) encode() (string, error) {
+	b, err := json.Marshal(t)
+	return base64.RawURLEncoding.EncodeToString(b), err
+}
+
+// pageFrom is where the page that a token names begins. The ids in the list are like id.
+func pageFrom(token string, id *regexp.Regexp, filter []byte) (Page, error) {
+	if token == "" {
+		return Page{}, nil
+	}
 	var t pageToken
 	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || json.Unmarshal(b, &t) != nil || !sandboxID.MatchString(t.ID) {
-		return t, field("page_token", "must be next_page_token of the last answer, or empty for the first page")
+	if err != nil || json.Unmarshal(b, &t) != nil || !id.MatchString(t.ID) {
+		return Page{}, field("page_token", "must be next_page_token of the last answer, or empty for the first page")
 	}
 	if !bytes.Equal(t.Filter, filter) {
-		return t, field("page_token", "belongs to a list with other filters; keep states and labels the same while paging")
+		return Page{}, field("page_token", "belongs to a list with other filters; keep states and labels the same while paging")
 	}
-	return t, nil
+	return Page{BeforeTime: t.Time, BeforeID: t.ID}, nil
 }
 
 // Ping resets the inactivity timer of a running sandbox.

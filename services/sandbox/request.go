@@ -259,11 +259,16 @@ func (r *ListRequest) validate() error {
 	if err := checkLabels("metadata", r.Metadata); err != nil {
 		return err
 	}
-	if r.PageSize == 0 {
-		r.PageSize = defaultPageSize
+	return checkPageSize(&r.PageSize)
+}
+
+// checkPageSize gives a size that was left out its default.
+func checkPageSize(n *uint32) error {
+	if *n == 0 {
+		*n = defaultPageSize
 	}
-	if r.PageSize > maxPageSize {
-		return field("page_size", "must be 1 to %d, got %d", maxPageSize, r.PageSize)
+	if *n > maxPageSize {
+		return field("page_size", "must be 1 to %d, got %d", maxPageSize, *n)
 	}
 	return nil
 }

@@ -74,8 +74,8 @@ func FuzzPageToken(f *testing.F) {
 	f.Add("")
 	f.Add("e30")
 	f.Fuzz(func(t *testing.T, token string) {
-		got, err := parsePageToken(token, filter)
-		if err == nil && !sandboxID.MatchString(got.ID) {
+		got, err := pageFrom(token, sandboxID, filter)
+		if err == nil && got != (Page{}) && !sandboxID.MatchString(got.BeforeID) {
 			t.Fatalf("accepted %+v", got)
 		}
 		if err != nil && !errors.Is(err, Invalid) {

@@ -141,13 +141,20 @@ func (a *app) keysCmd() *cobra.Command {
 	cmd.AddCommand(createCmd, &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List keys, newest first", Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			res, err := a.c.keys.ListKeys(cmd.Context(), &sandboxv1.ListKeysRequest{})
-			if err != nil {
-				return err
+			all, q := &sandboxv1.ListKeysResponse{}, &sandboxv1.ListKeysRequest{PageSize: 1000}
+			for {
+				page, err := a.c.keys.ListKeys(cmd.Context(), q)
+				if err != nil {
+					return err
+				}
+				all.Keys = append(all.Keys, page.GetKeys()...)
+				if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
+					break
+				}
 			}
-			return a.show(res, func() {
+			return a.show(all, func() {
 				var rows [][]string
-				for _, k := range res.GetKeys() {
+				for _, k := range all.GetKeys() {
 					state := "valid"
 					if k.GetRevokeTime() != nil {
 						state = "revoked " + ago(k.GetRevokeTime())

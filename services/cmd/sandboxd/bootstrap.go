@@ -29,7 +29,7 @@ func bootstrap(ctx context.Context, store *postgres.Store, keys *sandbox.Keys, p
 		if err != nil {
 			return fmt.Errorf("bootstrap_api_key_file: %w", err)
 		}
-		if err := keys.Adopt(ctx, tenant.Default, "bootstrap", strings.TrimSpace(string(b))); err != nil {
+		if err := keys.Adopt(ctx, tenant.Default, sandbox.BootstrapKey, strings.TrimSpace(string(b))); err != nil {
 			return fmt.Errorf("bootstrap_api_key_file %s: %w", path, err)
 		}
 		return nil

@@ -51,6 +51,9 @@ func (c *Config) Validate() error {
 	if c.Database.MaxConns < 0 {
 		errs = append(errs, fmt.Errorf("database.max_conns: must be positive, got %d", c.Database.MaxConns))
 	}
+	if c.Database.KeepRevokedKeys < 0 {
+		errs = append(errs, fmt.Errorf("database.keep_revoked_keys: must be positive, got %s", c.Database.KeepRevokedKeys))
+	}
 	if len(c.Images) == 0 {
 		errs = append(errs, errors.New("images: must name at least one image, or be left out for the defaults"))
 	}

@@ -49,8 +49,12 @@ func (s *Store) KeyByHash(ctx context.Context, hash []byte) (sandbox.Key, error)
 }
 
 // Keys implements sandbox.KeyStore.
-func (s *Store) Keys(ctx context.Context, tenant string) ([]sandbox.Key, error) {
-	rows, err := s.q.ListKeys(ctx, tenant)
+func (s *Store) Keys(ctx context.Context, tenant string, from sandbox.Page, limit int) ([]sandbox.Key, error) {
+	p := queries.ListKeysParams{TenantID: tenant, RowLimit: int32(limit), BeforeID: from.BeforeID}
+	if from.BeforeID != "" {
+		p.BeforeTime = &from.BeforeTime
+	}
+	rows, err := s.q.ListKeys(ctx, p)
 	keys := make([]sandbox.Key, len(rows))
 	for i, r := range rows {
 		keys[i] = decodeKey(r)

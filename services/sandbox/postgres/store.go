@@ -33,6 +33,7 @@ const (
 	keepEvents    = 24 * time.Hour
 	keepRequests  = 24 * time.Hour
 	keepSandboxes = 30 * 24 * time.Hour
+	keepKeys      = 30 * 24 * time.Hour // KeepRevokedKeys
 )
 
 // Config says where the database is.
@@ -41,6 +42,8 @@ type Config struct {
 	DSN string `yaml:"dsn"`
 	// MaxConns of the pool; default 16.
 	MaxConns int32 `yaml:"max_conns"`
+	// KeepRevokedKeys is how long keys that were revoked are listed. What they did stays in the audit log. Default 720h: 30 days.
+	KeepRevokedKeys time.Duration `yaml:"keep_revoked_keys"`
 }
 
 // Store implements sandbox.Store.
@@ -49,7 +52,9 @@ type Store struct {
 	q     *queries.Queries
 	owner string
 	lease int64 // milliseconds
-	bell  *bell
+	// keepKeys is how long revoked keys are kept.
+	keepKeys time.Duration
+	bell     *bell
 }
 
 var _ sandbox.Store = (*Store)(nil)
@@ -82,7 +87,11 @@ func Open(ctx context.Context, c Config, owner string, lease time.Duration, log 
 		pool.Close()
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	return &Store{pool: pool, q: queries.New(pool), owner: owner, lease: lease.Milliseconds(), bell: b}, nil
+	keep := c.KeepRevokedKeys
+	if keep == 0 {
+		keep = keepKeys
+	}
+	return &Store{pool: pool, q: queries.New(pool), owner: owner, lease: lease.Milliseconds(), keepKeys: keep, bell: b}, nil
 }
 
 // Close ends all connections.
@@ -218,6 +227,7 @@ func (s *Store) Prune(ctx context.Context) error {
 		s.q.DeleteOldEvents(ctx, keepEvents.Milliseconds()),
 		s.q.DeleteOldRequests(ctx, keepRequests.Milliseconds()),
 		s.q.DeleteOldSandboxes(ctx, keepSandboxes.Milliseconds()),
+		s.q.DeleteOldKeys(ctx, queries.DeleteOldKeysParams{KeepMs: s.keepKeys.Milliseconds(), Adopted: sandbox.BootstrapKey}),
 		s.q.DeleteOldSnapshotClaims(ctx), s.q.DeleteOldUsage(ctx), s.q.DeleteOldAudit(ctx),
 	))
 }

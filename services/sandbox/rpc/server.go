@@ -217,12 +217,12 @@ func (k *keys) CreateKey(ctx context.Context, r *sandboxv1.CreateKeyRequest) (*s
 	return &sandboxv1.CreateKeyResponse{Key: toKey(key), Secret: secret}, nil
 }
 
-func (k *keys) ListKeys(ctx context.Context, _ *sandboxv1.ListKeysRequest) (*sandboxv1.ListKeysResponse, error) {
-	list, err := k.Keys.List(ctx, k.Tenant(ctx))
+func (k *keys) ListKeys(ctx context.Context, r *sandboxv1.ListKeysRequest) (*sandboxv1.ListKeysResponse, error) {
+	list, next, err := k.Keys.List(ctx, k.Tenant(ctx), r.GetPageSize(), r.GetPageToken())
 	if err != nil {
 		return nil, k.fail(ctx, err)
 	}
-	resp := &sandboxv1.ListKeysResponse{Keys: make([]*sandboxv1.Key, len(list))}
+	resp := &sandboxv1.ListKeysResponse{Keys: make([]*sandboxv1.Key, len(list)), NextPageToken: next}
 	for i, key := range list {
 		resp.Keys[i] = toKey(key)
 	}

@@ -7,7 +7,24 @@ package queries
 
 import (
 	"context"
+	"time"
 )
+
+const deleteOldKeys = `-- name: DeleteOldKeys :exec
+DELETE FROM sandbox.api_key
+WHERE revoke_time < now() - $1::bigint * interval '1 millisecond' AND name <> $2::text
+`
+
+type DeleteOldKeysParams struct {
+	KeepMs  int64  `json:"keep_ms"`
+	Adopted string `json:"adopted"`
+}
+
+// But for what was adopted: its secret is in a file, of which a key would be made anew.
+func (q *Queries) DeleteOldKeys(ctx context.Context, arg DeleteOldKeysParams) error {
+	_, err := q.db.Exec(ctx, deleteOldKeys, arg.KeepMs, arg.Adopted)
+	return err
+}
 
 const getKeyByHash = `-- name: GetKeyByHash :one
 SELECT id, tenant_id, name, scopes, hash, create_time, last_use_time, revoke_time FROM sandbox.api_key WHERE hash = $1
@@ -65,11 +82,27 @@ func (q *Queries) InsertKey(ctx context.Context, arg InsertKeyParams) (Key, erro
 }
 
 const listKeys = `-- name: ListKeys :many
-SELECT id, tenant_id, name, scopes, hash, create_time, last_use_time, revoke_time FROM sandbox.api_key WHERE tenant_id = $1 ORDER BY create_time DESC, id DESC
+SELECT id, tenant_id, name, scopes, hash, create_time, last_use_time, revoke_time FROM sandbox.api_key
+WHERE tenant_id = $1
+  AND (create_time, id) < (coalesce($2::timestamptz, 'infinity'), $3::text)
+ORDER BY create_time DESC, id DESC
+LIMIT $4
 `
 
-func (q *Queries) ListKeys(ctx context.Context, tenantID string) ([]Key, error) {
-	rows, err := q.db.Query(ctx, listKeys, tenantID)
+type ListKeysParams struct {
+	TenantID   string     `json:"tenant_id"`
+	BeforeTime *time.Time `json:"before_time"`
+	BeforeID   string     `json:"before_id"`
+	RowLimit   int32      `json:"row_limit"`
+}
+
+func (q *Queries) ListKeys(ctx context.Context, arg ListKeysParams) ([]Key, error) {
+	rows, err := q.db.Query(ctx, listKeys,
+		arg.TenantID,
+		arg.BeforeTime,
+		arg.BeforeID,
+		arg.RowLimit,
+	)
 	if err != nil {
 		return nil, err
 	}
