@@ -2,6 +2,7 @@ package book
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -69,7 +70,7 @@ type Book struct {
 	hosts    map[string]*host
 	awaiting bool // SetCordoned has not been called and will be
 	cordoned map[string]bool
-	failing  map[string]bool
+	failing  map[string]time.Time // since when a host's health check fails, as far as is known
 	byID     map[string]*reservation
 	bySb     map[string]*reservation // by sandbox
 	queue    queue
@@ -81,6 +82,7 @@ type host struct {
 	row      int
 	id       string
 	reported plan.State // by its last heartbeat
+	lost     cause      // why it is lost
 	heard    time.Time
 	reserved map[string]*reservation // by sandbox
 	// spread is the keys of sandboxes placed here that have one, by sandbox, from when the host showed them.
@@ -190,22 +192,61 @@ func (b *Book) settle(e *host, sandboxes []string) {
 	}
 }
 
+// cause is why a host is lost.
+type cause uint8
+
+// Causes.
+const (
+	notLost cause = iota
+	silent
+	failing
+)
+
 // judge decides a host's state and notes what is new about it. mu is held.
 func (b *Book) judge(e *host, before plan.State) plan.State {
 	state := plan.Ready
+	lost := b.lost(e)
 	switch {
-	case b.now().Sub(e.heard) > b.timing.Silence || b.failing[e.id]:
+	case lost != notLost:
 		state = plan.Lost
 	case e.reported == plan.Draining:
 		state = plan.Draining
 	case e.reported == plan.Cordoned || b.cordoned[e.id]:
 		state = plan.Cordoned
 	}
-	b.fleet.SetState(e.row, state)
+	if state != plan.Lost {
+		b.fleet.SetState(e.row, state)
+	} else if lost != e.lost || b.fleet.View().State(e.row) != plan.Lost {
+		b.fleet.SetLost(e.row, b.sayLost(e, lost))
+	}
+	e.lost = lost
 	if state != before && before != plan.Gone {
-		b.log.Info("host changed", "host_id", e.id, "state", state.String(), "was", before.String(), "silent_for", b.now().Sub(e.heard), "check_failing", b.failing[e.id])
+		_, fails := b.failing[e.id]
+		b.log.Info("host changed", "host_id", e.id, "state", state.String(), "was", before.String(), "silent_for", b.now().Sub(e.heard), "check_failing", fails)
 	}
 	return state
+}
+
+// lost tells whether, and why, a host is lost. mu is held.
+func (b *Book) lost(e *host) cause {
+	silence := b.now().Sub(e.heard)
+	since, fails := b.failing[e.id]
+	switch {
+	case silence > b.timing.Silence:
+		return silent
+	case fails && (silence > b.timing.Silence/2 || b.now().Sub(since) > b.timing.Silence):
+		return failing
+	}
+	return notLost
+}
+
+// sayLost says why and since when a host is lost. mu is held.
+func (b *Book) sayLost(e *host, c cause) string {
+	heard := e.heard.UTC().Format(time.RFC3339)
+	if c == silent {
+		return "no heartbeat came from it since " + heard
+	}
+	return fmt.Sprintf("Consul's health check of it fails since %s, its last heartbeat came at %s", b.failing[e.id].UTC().Format(time.RFC3339), heard)
 }
 
 // rejudge decides all hosts' states anew. mu is held.
@@ -242,7 +283,17 @@ func (b *Book) Cordon(id string, cordoned bool) {
 func (b *Book) SetFailing(hosts map[string]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.failing = hosts
+	now := map[string]time.Time{}
+	for id, fails := range hosts {
+		if !fails {
+			continue
+		}
+		now[id] = b.now()
+		if since, before := b.failing[id]; before {
+			now[id] = since
+		}
+	}
+	b.failing = now
 	b.rejudge()
 }
 
@@ -305,7 +356,8 @@ func (b *Book) status(row int) Status {
 	s := Status{Host: b.fleet.View().Host(row)}
 	e := b.hosts[s.ID]
 	s.Used = s.Used.Plus(b.fleet.View().Held(row))
-	s.Heard, s.Reservations, s.CheckIsFailing = e.heard, len(e.reserved), b.failing[s.ID]
+	s.Heard, s.Reservations = e.heard, len(e.reserved)
+	_, s.CheckIsFailing = b.failing[s.ID]
 	return s
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -141,7 +142,6 @@ func TestHostsThatMustNotTakeSandboxesGetNone(t *testing.T) {
 		"cordoned by others": {
 			func(b *Book) { b.SetCordoned(map[string]bool{"a": true, "z": true}) }, func(b *Book) { b.SetCordoned(nil) }, plan.Cordoned,
 		},
-		"failing its check": {func(b *Book) { b.SetFailing(map[string]bool{"a": true}) }, func(b *Book) { b.SetFailing(map[string]bool{}) }, plan.Lost},
 		"draining by its own account": {
 			func(b *Book) { b.Beat(&plan.Host{ID: "a", State: plan.Draining}, nil) }, func(b *Book) { beat(b, "a", 0) }, plan.Draining,
 		},
@@ -157,6 +157,90 @@ func TestHostsThatMustNotTakeSandboxesGetNone(t *testing.T) {
 		if _, err := b.Place(request("sb_1", 1)); err != nil {
 			t.Errorf("%s, and no longer: %v", name, err)
 		}
+	}
+}
+
+func TestAHostThatBeatsIsLostForItsCheckOnlyOnceThatHasFailedAsLongAsSilenceTakes(t *testing.T) {
+	b, c := newBook()
+	state := func() plan.State {
+		s, _ := b.Host("a")
+		return s.State
+	}
+	fail := func() { b.SetFailing(map[string]bool{"a": true}) }
+	beat(b, "a", 0)
+	fail() // Consul is back and has not looked again.
+	for range 4 {
+		c.advance(2 * time.Second)
+		if s := beat(b, "a", 0); s != plan.Ready || state() != plan.Ready {
+			t.Fatalf("for a check that has failed for a moment it is %v", s)
+		}
+	}
+	b.SetFailing(map[string]bool{})
+	fail()
+	for range 4 {
+		c.advance(2 * time.Second)
+		beat(b, "a", 0)
+		fail()
+	}
+	if state() != plan.Ready {
+		t.Error("what failed before it passed counts still")
+	}
+	c.advance(3 * time.Second)
+	if s := beat(b, "a", 0); s != plan.Lost || state() != plan.Lost {
+		t.Errorf("for a check that fails for long it is %v", s)
+	}
+	mustRefuse(t, b, request("sb_1", 1), "its check fails")
+	b.SetFailing(map[string]bool{})
+	if state() != plan.Ready {
+		t.Errorf("once the check passes it is %v", state())
+	}
+	// One that is silent too is believed to be gone at once.
+	fail()
+	c.advance(6 * time.Second)
+	b.Sweep()
+	if state() != plan.Lost {
+		t.Errorf("silent for half of what it may be, with a check that fails, it is %v", state())
+	}
+}
+
+func TestARefusalNamesTheHostsThatAreLostAndWhyAndSinceWhenAndWhatToDo(t *testing.T) {
+	b, c := newBook()
+	beat(b, "a", 0)
+	beat(b, "b", 0)
+	since := c.now().UTC().Format(time.RFC3339)
+	c.advance(8 * time.Second)
+	beat(b, "b", 0)
+	b.SetFailing(map[string]bool{"b": true})
+	failing := c.now().UTC().Format(time.RFC3339)
+	c.advance(6 * time.Second)
+	b.Sweep()
+	pinned := request("sb_2", 1)
+	pinned.HostID = "a"
+	for _, r := range []*plan.Request{request("sb_1", 1), pinned} {
+		_, err := b.Place(r)
+		if err == nil {
+			t.Fatal("it is placed")
+		}
+		words := []string{"is lost: no heartbeat came from it since " + since, "see that its host agent runs", "`covey hosts`"}
+		if r.HostID == "" {
+			words = append(words, "a is lost", "b is lost: Consul's health check of it fails since "+failing)
+		}
+		for _, w := range words {
+			if strings.Count(err.Error(), w) != 1 {
+				t.Errorf("%q does not say %q once", err, w)
+			}
+		}
+	}
+	if e := b.Explain(pinned); !strings.Contains(strings.Join(e.Verdicts[0].Reasons, ";"), since) {
+		t.Errorf("explained: %+v", e)
+	}
+	// What is said is of now.
+	beat(b, "a", 0)
+	c.advance(20 * time.Second)
+	b.Sweep()
+	_, err := b.Place(pinned)
+	if now := time.Unix(1014, 0).UTC().Format(time.RFC3339); err == nil || !strings.Contains(err.Error(), "since "+now) {
+		t.Errorf("lost again: %v", err)
 	}
 }
 

@@ -1,6 +1,13 @@
 // Package book is what a scheduler knows at this moment: hosts from their heartbeats, and the room that it has reserved on them.
 //
 // A host is known from its first heartbeat, lost when it has been silent for too long or its health check fails, and forgotten when it has been lost for very long.
+//
+// Heartbeats come straight from the host; of the check only Consul's word is known, which may be old: that it could not reach a host before it was cut off
+// itself and has not looked again. So the check of a host that beats loses it only once it has failed for as long as silence would take. Of one that is silent
+// for half of that time already the check is believed at once: both say the same.
+// Rejected: heartbeats alone, as a host that beats but serves nobody would be chosen again and again; the check alone, which lost every host for a moment
+// whenever Consul came back; and schedulers that call the hosts themselves, which is Consul's work done again by each of them.
+//
 // A reservation holds room for one sandbox on one host. It ends when a heartbeat of that host shows the sandbox (whose room the host then counts
 // itself), when it is released, when the same sandbox is placed again, or by itself after a while.
 //

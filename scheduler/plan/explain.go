@@ -133,7 +133,12 @@ var filters = []filter{
 func standing(s State) filter {
 	return filter{
 		name: s.String(), fails: func(p *pick, row int32) bool { return p.v.state[row] == s },
-		why: func(*pick, int32) string { return "is " + s.String() },
+		why: func(p *pick, row int32) string {
+			if why := p.v.why[row]; why != "" && s == Lost {
+				return "is lost: " + why
+			}
+			return "is " + s.String()
+		},
 	}
 }
 

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"maps"
 	"math/bits"
 	"slices"
 )
@@ -17,8 +18,9 @@ type View struct {
 	hosts []*Host // as last told, not changed once here; nil where there is none
 	state []State
 	cap   []Resources
-	left  []Resources // capacity less what the host says is used, less what is reserved; may be negative
-	held  []Resources // what is reserved
+	left  []Resources      // capacity less what the host says is used, less what is reserved; may be negative
+	held  []Resources      // what is reserved
+	why   map[int32]string // why and since when a row's host is lost, to follow "it is lost: "; only of rows of which that was said
 
 	byID    map[string]int32
 	holders map[string][]int32 // rows by snapshot, in order; nil in a frozen view
@@ -29,7 +31,7 @@ type View struct {
 // NewFleet makes an empty fleet.
 func NewFleet() *Fleet {
 	return &Fleet{view: View{
-		byID: map[string]int32{}, holders: map[string][]int32{}, spread: map[string]*group{}, classes: map[uint64]*class{},
+		byID: map[string]int32{}, holders: map[string][]int32{}, spread: map[string]*group{}, classes: map[uint64]*class{}, why: map[int32]string{},
 	}}
 }
 
@@ -49,7 +51,7 @@ func (f *Fleet) Freeze() *View {
 	}
 	return &View{
 		hosts: slices.Clone(v.hosts), state: slices.Clone(v.state), cap: slices.Clone(v.cap), left: slices.Clone(v.left),
-		held: slices.Clone(v.held), byID: byID, spread: spread, classes: map[uint64]*class{},
+		held: slices.Clone(v.held), why: maps.Clone(v.why), byID: byID, spread: spread, classes: map[uint64]*class{},
 	}
 }
 
@@ -154,12 +156,21 @@ func (f *Fleet) Remove(id string) {
 		}
 	}
 	v.hosts[row], v.state[row] = nil, Gone
+	delete(v.why, row)
 	v.cap[row], v.left[row], v.held[row] = Resources{}, Resources{}, Resources{}
 	f.free = append(f.free, row)
 }
 
 // SetState changes whether a host takes sandboxes.
-func (f *Fleet) SetState(row int, s State) { f.view.state[row] = s }
+func (f *Fleet) SetState(row int, s State) {
+	f.view.state[row] = s
+	delete(f.view.why, int32(row))
+}
+
+// SetLost makes a host lost. Why says the reason and since when, to follow "it is lost: ".
+func (f *Fleet) SetLost(row int, why string) {
+	f.view.state[row], f.view.why[int32(row)] = Lost, why
+}
 
 // Reserve takes room on a host. The spread key, if not empty, counts there until Release.
 func (f *Fleet) Reserve(row int, r Resources, spreadKey string) {

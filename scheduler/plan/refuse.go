@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -23,6 +24,7 @@ func Refuse(v *View, r *Request) *NoHostError {
 	counts := make([]int, len(filters))
 	e := &NoHostError{Asked: r.Resources, Hopeless: true}
 	suitable := false
+	var lost []int32
 	for row, h := range v.hosts {
 		if h == nil {
 			continue
@@ -32,6 +34,9 @@ func Refuse(v *View, r *Request) *NoHostError {
 			continue // It fits now; the view has changed since.
 		}
 		counts[f]++
+		if p.v.why[int32(row)] != "" && filters[f].name == Lost.String() {
+			lost = append(lost, int32(row))
+		}
 		e.Hopeless = e.Hopeless && filters[f].lasting
 		if f == len(filters)-1 {
 			suitable = true
@@ -52,6 +57,9 @@ func Refuse(v *View, r *Request) *NoHostError {
 		if p.first(row) >= 0 {
 			fmt.Fprintf(&b, ": %s, which was asked for, %s", r.HostID, strings.Join(p.verdict(row).Reasons, "; "))
 		}
+		if slices.Contains(lost, row) {
+			b.WriteString(whatToDo)
+		}
 		e.message = b.String()
 		return e
 	}
@@ -65,8 +73,32 @@ func Refuse(v *View, r *Request) *NoHostError {
 	if suitable {
 		fmt.Fprintf(&b, "; the most that is free on one is %s", e.Free)
 	}
+	b.WriteString(p.sayWhich(lost))
 	e.message = b.String()
 	return e
+}
+
+const (
+	// maxLost is how many lost hosts are named.
+	maxLost = 3
+	// whatToDo follows what is said of lost hosts.
+	whatToDo = "; see that its host agent runs and reaches the schedulers, and try again once `covey hosts` shows it READY"
+)
+
+// sayWhich names the hosts that would otherwise count but are lost, why, since when, and what to do next.
+func (p *pick) sayWhich(lost []int32) string {
+	if len(lost) == 0 {
+		return ""
+	}
+	slices.SortFunc(lost, func(a, b int32) int { return compare(p.v.hosts[a].ID, p.v.hosts[b].ID) })
+	var b strings.Builder
+	for _, row := range lost[:min(len(lost), maxLost)] {
+		fmt.Fprintf(&b, "; %s is lost: %s", p.v.hosts[row].ID, p.v.why[row])
+	}
+	if more := len(lost) - maxLost; more > 0 {
+		fmt.Fprintf(&b, "; and so are %d more", more)
+	}
+	return b.String() + whatToDo
 }
 
 func isAre(n int) string {
