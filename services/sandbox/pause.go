@@ -47,6 +47,9 @@ func (s *Service) performPause(ctx context.Context, sb Sandbox) Outcome {
 	var c Change
 	if err == nil {
 		now.pausedTo(snapshot)
+		if sb.Work.Op == OpDrain {
+			now.Reason = fmt.Sprintf("host %s was emptied", sb.HostID)
+		}
 		c.Since, c.Chores, c.Receipts = since(sb, at), liveLeftovers(sb), s.lastReceipt(ctx, sb)
 		err = now.become(Paused)
 	} else if reason, at := s.vanished(ctx, sb); reason != "" {

@@ -55,6 +55,9 @@ func (s *Service) performResume(ctx context.Context, sb Sandbox) Outcome {
 	if err != nil {
 		now = sb
 		now.HostID = sb.Work.HomeHostID
+		if sb.Work.Op == OpDrain {
+			now.Reason = fmt.Sprintf("host %s was emptied, and it could not be resumed elsewhere: %s", now.HostID, asError(err).Message)
+		}
 		if e := now.become(Paused); e != nil {
 			err = e
 		}
@@ -101,6 +104,8 @@ func (s *Service) startAgain(ctx context.Context, sb Sandbox) (Sandbox, Started,
 			place.HostID, place.Needs = "", m.Needs
 			sb.Work.Placed, sb.Work.ReservationID = false, ""
 			return s.startSomewhere(ctx, sb, place, start)
+		} else if sb.Durable && errors.Is(e, Unavailable) {
+			return sb, Started{}, e // Others could take it, if the registry could be asked.
 		}
 		return sb, started, err
 	case pin != home && !sb.Work.Placed:
@@ -127,7 +132,7 @@ const lostEvery = 5
 
 // elsewhere waits until another host than the one which made it can have a paused sandbox's snapshot: because it is durable, or because
 // that host has it already. It gives up, with the reason, when whoever asked does, after Timing.Durable, and at once where it cannot be
-// because the host is lost.
+// because the host is lost. Where it is durable by its row, the registry is waited for.
 func (s *Service) elsewhere(ctx context.Context, sb Sandbox, host string) (Manifest, error) {
 	patience := s.timing.Durable
 	if !sb.Work.Until.IsZero() {
@@ -139,16 +144,25 @@ func (s *Service) elsewhere(ctx context.Context, sb Sandbox, host string) (Manif
 	tick := time.NewTicker(durablePoll)
 	defer tick.Stop()
 	for n := 0; ; n++ {
-		m, err := s.pauseManifest(ctx, sb)
-		if err != nil || m.Durable || host != "" && slices.Contains(m.HostIDs, host) {
+		m, err := s.snapshots.Manifest(ctx, sb.Tenant, sb.SnapshotID)
+		// The registry has it, and cannot be asked for it now.
+		hidden := sb.Durable && errors.Is(err, Unavailable)
+		switch {
+		case hidden:
+		case errors.Is(err, NotFound), errors.Is(err, Unavailable): // The registry has not heard of it, perhaps.
+			m = Manifest{}
+		case err != nil || m.Durable || host != "" && slices.Contains(m.HostIDs, host):
 			return m, err
 		}
-		if n%lostEvery == 0 && s.isLost(ctx, sb.Work.HomeHostID) {
+		if !hidden && n%lostEvery == 0 && s.isLost(ctx, sb.Work.HomeHostID) {
 			return m, sb.notDurable(Precondition, fmt.Sprintf("that host is lost; it resumes when %s is back", sb.Work.HomeHostID))
 		}
 		select {
 		case <-tick.C:
 		case <-giveUp.C:
+			if hidden {
+				return m, err
+			}
 			return m, sb.notDurable(Unavailable, fmt.Sprintf("it did not get there within %s; resume it on %s, or try again", time.Since(began).Round(time.Millisecond), sb.Work.HomeHostID))
 		case <-ctx.Done():
 			return m, ctx.Err()

@@ -194,7 +194,7 @@ type Work struct {
 type Sandbox struct {
 	ID, Tenant string
 	State      State
-	// Reason says why it is STOPPED or FAILED.
+	// Reason says why it is STOPPED or FAILED, or PAUSED without anybody's asking.
 	Reason string
 	Spec
 	Metadata map[string]string

@@ -403,6 +403,7 @@ type fakeRegistry struct {
 	dropped []string
 	// durable: what is added from now on is durable at once.
 	durable bool
+	away    bool // cannot be asked for manifests
 }
 
 func newFakeRegistry() *fakeRegistry {
@@ -435,6 +436,9 @@ func (r *fakeRegistry) add(id, name, host string) *snapshotv1.Snapshot {
 func (r *fakeRegistry) GetManifest(_ context.Context, q *snapshotv1.GetManifestRequest) (*snapshotv1.GetManifestResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.away {
+		return nil, status.Error(codes.Unavailable, "connection refused")
+	}
 	for id, s := range r.snaps {
 		if (id == q.GetSnapshot() || s.GetSnapshot().GetName() == q.GetSnapshot()) && (q.GetTenantId() == "" || q.GetTenantId() == r.tenants[id]) {
 			return proto.CloneOf(s), nil
