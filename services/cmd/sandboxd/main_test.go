@@ -76,7 +76,7 @@ func TestTheProgramServesOverRealDatabaseAndConsul(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 
 	secret, err := os.ReadFile(filepath.Join(dir, "key"))
@@ -113,7 +113,7 @@ func TestAHostCannotSpeakForATenant(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), scopesKey, "admin"), 30*time.Second)
+		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), scopesKey, "admin"), 2*time.Minute)
 		defer cancel()
 		if _, err := sandboxv1.NewKeyServiceClient(conn).ListKeys(ctx, &sandboxv1.ListKeysRequest{}); status.Code(err) != want {
 			t.Errorf("%s: %v, want %s", service, err, want)
