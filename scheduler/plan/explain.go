@@ -113,21 +113,23 @@ type filter struct {
 	// fails tells whether a host is turned away, and why says so, to follow the host's name.
 	fails func(p *pick, row int32) bool
 	why   func(p *pick, row int32) string
+	// missing is what of it the host lacks, to follow the name; may be nil.
+	missing func(p *pick, row int32) []string
 	// lasting: waiting does not change it.
 	lasting bool
 }
 
 // filters are all there are, in the order in which they are counted.
 var filters = []filter{
-	{"not the one that was asked for", (*pick).another, (*pick).sayAnother, true},
-	{"without the labels", (*pick).lacksLabels, (*pick).sayLabels, true},
-	{"without the driver", (*pick).lacksDriver, (*pick).sayDriver, true},
-	{"without the machine model", (*pick).lacksMachine, (*pick).sayMachine, true},
-	{"without the CPU features", (*pick).lacksFeatures, (*pick).sayFeatures, true},
+	{"not the one that was asked for", (*pick).another, (*pick).sayAnother, nil, true},
+	{"without label", (*pick).lacksLabels, (*pick).sayLabels, (*pick).missingLabels, true},
+	{"without driver", (*pick).lacksDriver, (*pick).sayDriver, func(p *pick, _ int32) []string { return []string{p.r.Driver} }, true},
+	{"without machine model", (*pick).lacksMachine, (*pick).sayMachine, func(p *pick, _ int32) []string { return []string{p.r.Machine} }, true},
+	{"without CPU feature", (*pick).lacksFeatures, (*pick).sayFeatures, (*pick).missingFeatures, true},
 	standing(Lost), standing(Cordoned), standing(Draining),
-	{"among those that have refused", (*pick).excluded, (*pick).sayExcluded, false},
-	{"with one that it must be apart from", (*pick).crowded, (*pick).sayCrowded, false},
-	{"too full", (*pick).full, (*pick).sayFull, false},
+	{"among those that have refused", (*pick).excluded, (*pick).sayExcluded, nil, false},
+	{"with a sandbox that it must be apart from", (*pick).crowded, (*pick).sayCrowded, nil, false},
+	{"too full", (*pick).full, (*pick).sayFull, nil, false},
 }
 
 func standing(s State) filter {
@@ -149,17 +151,24 @@ func (p *pick) sayAnother(int32) string { return "is not " + p.r.HostID + ", whi
 func (p *pick) lacksLabels(row int32) bool { return !p.v.hosts[row].labelled(p.r.Labels) }
 
 func (p *pick) sayLabels(row int32) string {
-	var lacks []string
-	for _, k := range slices.Sorted(maps.Keys(p.r.Labels)) {
-		got, has := p.v.hosts[row].Labels[k]
-		switch {
-		case !has:
-			lacks = append(lacks, k+"="+p.r.Labels[k])
-		case got != p.r.Labels[k]:
-			lacks = append(lacks, fmt.Sprintf("%s=%s (it is %s)", k, p.r.Labels[k], got))
+	lacks := p.missingLabels(row)
+	for i, label := range lacks {
+		k, _, _ := strings.Cut(label, "=")
+		if got, has := p.v.hosts[row].Labels[k]; has {
+			lacks[i] = fmt.Sprintf("%s (it is %s)", label, got)
 		}
 	}
 	return "lacks label " + strings.Join(lacks, ", ")
+}
+
+// missingLabels are those that a host lacks, by key.
+func (p *pick) missingLabels(row int32) (lacks []string) {
+	for _, k := range slices.Sorted(maps.Keys(p.r.Labels)) {
+		if got, has := p.v.hosts[row].Labels[k]; !has || got != p.r.Labels[k] {
+			lacks = append(lacks, k+"="+p.r.Labels[k])
+		}
+	}
+	return lacks
 }
 
 func (p *pick) lacksDriver(row int32) bool { return !p.v.hosts[row].drives(p.r.Driver) }
@@ -181,13 +190,16 @@ func (p *pick) sayMachine(row int32) string {
 func (p *pick) lacksFeatures(row int32) bool { return !p.v.hosts[row].features(p.r.CPUFeatures) }
 
 func (p *pick) sayFeatures(row int32) string {
-	var lacks []string
+	return "lacks " + strings.Join(p.missingFeatures(row), ", ")
+}
+
+func (p *pick) missingFeatures(row int32) (lacks []string) {
 	for _, f := range p.r.CPUFeatures {
 		if !p.v.hosts[row].features([]string{f}) {
 			lacks = append(lacks, f)
 		}
 	}
-	return "lacks " + strings.Join(lacks, ", ")
+	return lacks
 }
 
 func (p *pick) sayExcluded(int32) string { return "has refused it already" }

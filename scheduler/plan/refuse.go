@@ -21,7 +21,7 @@ func (e *NoHostError) Error() string { return e.message }
 // Refuse explains that no host fits.
 func Refuse(v *View, r *Request) *NoHostError {
 	p := pick{v: v, r: r, group: v.spread[r.SpreadKey]}
-	counts := make([]int, len(filters))
+	counts, missing := make([]int, len(filters)), make([][]string, len(filters))
 	e := &NoHostError{Asked: r.Resources, Hopeless: true}
 	suitable := false
 	var lost []int32
@@ -34,6 +34,9 @@ func Refuse(v *View, r *Request) *NoHostError {
 			continue // It fits now; the view has changed since.
 		}
 		counts[f]++
+		if filters[f].missing != nil {
+			missing[f] = union(missing[f], filters[f].missing(&p, int32(row)))
+		}
 		if p.v.why[int32(row)] != "" && filters[f].name == Lost.String() {
 			lost = append(lost, int32(row))
 		}
@@ -66,7 +69,7 @@ func Refuse(v *View, r *Request) *NoHostError {
 	sep := fmt.Sprintf(": of %s ", plural(v.Len(), "host"))
 	for f, n := range counts {
 		if n > 0 {
-			fmt.Fprintf(&b, "%s%s %s", sep, isAre(n), filters[f].name)
+			fmt.Fprintf(&b, "%s%s %s", sep, isAre(n), strings.TrimSpace(filters[f].name+" "+strings.Join(missing[f], " or ")))
 			sep = ", "
 		}
 	}
@@ -99,6 +102,16 @@ func (p *pick) sayWhich(lost []int32) string {
 		fmt.Fprintf(&b, "; and so are %d more", more)
 	}
 	return b.String() + whatToDo
+}
+
+// union adds what is new to a list.
+func union(list, more []string) []string {
+	for _, m := range more {
+		if !slices.Contains(list, m) {
+			list = append(list, m)
+		}
+	}
+	return list
 }
 
 func isAre(n int) string {
