@@ -136,7 +136,7 @@ func (d *Demo) rest(ctx context.Context) error {
 	}
 	body := `{"cmd":"python3","args":["-c","print(6*7)"]}`
 	url := d.m.URL + "/v1/sandboxes/" + id + "/exec"
-	d.say("$ curl -H \"Authorization: Bearer $COVEY_API_KEY\" -d '%s' %s", body, url)
+	d.say("$ curl -H \"Authorization: Bearer $COVEY_API_KEY\" --json '%s' %s", body, url)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
 		return err

@@ -39,6 +39,9 @@ var asJSON = sync.OnceValue(func() []byte {
 	return b
 })
 
+// methods are the keys of a path that are operations.
+var methods = []string{"get", "put", "post", "delete", "patch", "head", "options"}
+
 // Paths are the documented paths, each with its methods in upper case.
 func Paths() (map[string][]string, error) {
 	var d struct {
@@ -50,11 +53,62 @@ func Paths() (map[string][]string, error) {
 	out := make(map[string][]string, len(d.Paths))
 	for path, operations := range d.Paths {
 		for method := range operations {
-			if slices.Contains([]string{"get", "put", "post", "delete", "patch", "head", "options"}, method) {
+			if slices.Contains(methods, method) {
 				out[path] = append(out[path], strings.ToUpper(method))
 			}
 		}
 		slices.Sort(out[path])
+	}
+	return out, nil
+}
+
+// parameter is a parameter of an operation, or a reference to a shared one.
+type parameter struct {
+	Ref  string `json:"$ref"`
+	Name string `json:"name"`
+	In   string `json:"in"`
+}
+
+// Queries are the names that the query of each operation may have, by "METHOD path".
+func Queries() (map[string][]string, error) {
+	var d struct {
+		Paths      map[string]map[string]json.RawMessage `json:"paths"`
+		Components struct {
+			Parameters map[string]parameter `json:"parameters"`
+		} `json:"components"`
+	}
+	if err := json.Unmarshal(JSON(), &d); err != nil {
+		return nil, err
+	}
+	out := map[string][]string{}
+	for path, operations := range d.Paths {
+		var shared []parameter // of all methods of the path
+		if raw := operations["parameters"]; raw != nil {
+			if err := json.Unmarshal(raw, &shared); err != nil {
+				return nil, err
+			}
+		}
+		for method, raw := range operations {
+			if !slices.Contains(methods, method) {
+				continue
+			}
+			var operation struct {
+				Parameters []parameter `json:"parameters"`
+			}
+			if err := json.Unmarshal(raw, &operation); err != nil {
+				return nil, err
+			}
+			names := []string{}
+			for _, p := range slices.Concat(shared, operation.Parameters) {
+				if p.Ref != "" {
+					p = d.Components.Parameters[p.Ref[strings.LastIndex(p.Ref, "/")+1:]]
+				}
+				if p.In == "query" {
+					names = append(names, p.Name)
+				}
+			}
+			out[strings.ToUpper(method)+" "+path] = names
+		}
 	}
 	return out, nil
 }

@@ -198,6 +198,17 @@ func (s *Server) legible(next http.Handler) http.Handler {
 	})
 }
 
+// understood refuses queries that have what the operation does not know.
+func (s *Server) understood(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := s.routes.foreign(r.Method, r.URL.Path, r.URL.Query()); err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // limited bounds bodies and refuses those that are not JSON, but where a file is carried.
 func limited(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

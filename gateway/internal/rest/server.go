@@ -111,7 +111,7 @@ func New(c Config) (*Server, error) {
 	if s.routes, err = documented(); err != nil {
 		return nil, err
 	}
-	s.http = s.chain(s.toPorts(shielded(s.legible(s.open(s.authenticated(limited(s.mux)))))))
+	s.http = s.chain(s.toPorts(shielded(s.legible(s.open(s.authenticated(s.understood(limited(s.mux))))))))
 	return s, nil
 }
 
