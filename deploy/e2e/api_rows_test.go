@@ -32,6 +32,9 @@ const about = "it describes or watches the gateway, for browsers and monitoring"
 // older is why methods of the host's service are native gRPC's alone.
 const older = "an older name of the same in SandboxService, for clients that know it"
 
+// pages is why lists are not asked for by page with the program.
+const pages = "covey asks for all pages of a list"
+
 // serveLine is a program for the guest that answers a request with the request's first line.
 const serveLine = `read -r line
 while read -r h && [ ${#h} -gt 1 ]; do :; done
@@ -121,6 +124,8 @@ var table = []row{
 		cli: []string{"resume", "--host", "host-a", "--restore-policy", "memory_required", "{sandbox}"}, want: "state=STATE_RUNNING host_id=host-a",
 	},
 	{method: "scheduler.HostsService/ListHosts", ask: `{}`, cli: []string{"hosts"}, want: "hosts.#=2 hosts.0.id=host-a hosts.0.state=HOST_STATE_READY"},
+	{method: "scheduler.HostsService/ListHosts", ask: `{"page_size":1}`, want: "hosts.#=1 hosts.0.id=host-a next_page_token=*", keep: "hosts=next_page_token", only: pages},
+	{method: "scheduler.HostsService/ListHosts", ask: `{"page_size":1,"page_token":"{hosts}"}`, want: "hosts.#=1 hosts.0.id=host-b", only: pages},
 	{
 		method: "scheduler.HostsService/ExplainPlacement", ask: `{"place":{"resources":{"vcpus":1,"memory_mb":256,"slots":1},"host_labels":{"host":"host-b"}}}`,
 		cli: []string{"place", "--explain", "--memory", "256", "--host-label", "host=host-b"}, want: "chosen_host_id=host-b verdicts.#=2 summary=*",
@@ -140,6 +145,8 @@ var table = []row{
 	},
 	{method: "sandbox.KeyService/CreateKey", ask: `{"name":"own-{via}"}`, cli: []string{"keys", "create", "own-{via}"}, want: "secret=*", keep: "key=key.id"},
 	{method: "sandbox.KeyService/ListKeys", ask: `{}`, cli: []string{"keys", "ls"}, want: "keys.0.id={key} keys.0.name=own-{via}"},
+	{method: "sandbox.KeyService/ListKeys", ask: `{"page_size":1}`, want: "keys.#=1 keys.0.id={key} next_page_token=*", keep: "keys=next_page_token", only: pages},
+	{method: "sandbox.KeyService/ListKeys", ask: `{"page_size":1,"page_token":"{keys}"}`, want: "keys.#=1", only: pages},
 	{method: "sandbox.KeyService/RevokeKey", ask: `{"key_id":"{key}"}`, cli: []string{"keys", "revoke", "{key}"}, want: "key.id={key} key.revoke_time=*"},
 	{
 		method: "sandbox.TenantService/SetQuota", ask: `{"tenant_id":"table-{via}","limits":{"sandboxes":3,"vcpus":0}}`,
