@@ -148,7 +148,7 @@ func (f *fixture) paths() []string {
 
 // as is a context of a tenant, of none where it is empty, with a deadline so that a test that hangs says where.
 func as(t testing.TB, tenant string) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	if tenant == "" {
 		return ctx

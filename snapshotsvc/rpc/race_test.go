@@ -203,7 +203,7 @@ func (r *race) endsEmpty() {
 	}
 	// The connections that the collectors were cut off from may hold their locks for a moment more; what is locked is left for the next pass.
 	r.collect()
-	for end := time.Now().Add(10 * time.Second); len(r.paths()) != 0 && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); len(r.paths()) != 0 && time.Now().Before(end); {
 		r.collect()
 	}
 	if len(r.paths()) != 0 {
@@ -382,7 +382,7 @@ func TestTheCollectorRunsByItself(t *testing.T) {
 	if _, err := f.reg.DropSnapshot(as(t, ""), &snapshotv1.DropSnapshotRequest{SnapshotId: i.id()}); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for tick := time.NewTicker(5 * time.Millisecond); len(f.paths()) > 0; {
 		select {
 		case <-tick.C:

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,8 +101,8 @@ func newSaved(size int) saved {
 	return s
 }
 
-// upload brings what is missing of an object; it says how far it came.
-func (s saved) upload(ctx context.Context, c snapshotv1.RegistryServiceClient, o *snapshotv1.ObjectRef) (off int64, err error) {
+// upload brings what is missing of an object; it says how far it came. After the first piece it calls amid before each, if that is not nil.
+func (s saved) upload(ctx context.Context, c snapshotv1.RegistryServiceClient, o *snapshotv1.ObjectRef, amid func(last bool)) (off int64, err error) {
 	stream, err := c.UploadObject(ctx)
 	if err != nil {
 		return 0, err
@@ -115,6 +117,9 @@ func (s saved) upload(ctx context.Context, c snapshotv1.RegistryServiceClient, o
 	off = m.GetStoredBytes()
 	for err == nil && off < int64(len(s.data)) {
 		p := s.data[off:min(off+1<<18, int64(len(s.data)))]
+		if off > m.GetStoredBytes() && amid != nil {
+			amid(off+int64(len(p)) == int64(len(s.data)))
+		}
 		if err = stream.Send(&snapshotv1.UploadObjectRequest{Offset: off, Data: p}); err == nil {
 			off += int64(len(p))
 		}
@@ -151,7 +156,7 @@ func TestADaemonServesDrainsAndLeavesNothingRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, o := range s.objects() {
-		if _, err := s.upload(t.Context(), c, o); err != nil {
+		if _, err := s.upload(t.Context(), c, o, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -187,10 +192,15 @@ func (p process) kill() {
 	}
 }
 
-// freeAddr is an address that nobody listens on.
+// freeAddr is an address that nobody listens on, and that nobody comes to while a daemon that was killed is started again: of an IP of its own.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	return fmt.Sprintf("127.0.0.1:%d", 20000+os.Getpid()%20000)
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func TestADaemonThatIsKilledAgainAndAgainLosesNoByteThatItHasAnsweredFor(t *testing.T) {
@@ -204,12 +214,11 @@ func TestADaemonThatIsKilledAgainAndAgainLosesNoByteThatItHasAnsweredFor(t *test
 	kills := 0
 	for _, o := range s.objects() {
 		for {
-			ctx, cancel := context.WithCancel(t.Context())
+			var amid func(last bool)
 			if kills < 6 {
-				go killWhen(ctx, p, dir)
+				amid = killer(t, p, dir)
 			}
-			_, err := s.upload(ctx, c, o)
-			cancel()
+			_, err := s.upload(t.Context(), c, o, amid)
 			if err == nil {
 				break
 			}
@@ -236,18 +245,24 @@ func TestADaemonThatIsKilledAgainAndAgainLosesNoByteThatItHasAnsweredFor(t *test
 	}
 }
 
-// killWhen kills as soon as there is some of an upload beyond what there was.
-func killWhen(ctx context.Context, p process, dir string) {
-	before, tick := parts(dir), time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for parts(dir) <= before {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
+// killer kills as soon as there is some of an upload beyond what there is now, for which it waits before the last piece.
+func killer(t *testing.T, p process, dir string) func(last bool) {
+	before := parts(dir)
+	return func(last bool) {
+		limit, tick := time.NewTimer(time.Minute), time.NewTicker(time.Millisecond)
+		defer limit.Stop()
+		defer tick.Stop()
+		for last && parts(dir) <= before {
+			select {
+			case <-tick.C:
+			case <-limit.C:
+				t.Fatal("nothing of the upload is on the disk")
+			}
+		}
+		if parts(dir) > before {
+			p.Process.Kill()
 		}
 	}
-	p.Process.Kill()
 }
 
 func parts(dir string) (n int64) {
@@ -294,12 +309,13 @@ func TestADaemonWhoseDatabaseBreaksOffItsConnectionsServesOn(t *testing.T) {
 	if _, err := admin.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"); err != nil {
 		t.Fatal(err)
 	}
-	for try := range 5 {
+	// A few calls may meet connections that are broken.
+	for try := 0; ; try++ {
 		_, err := c.GetManifest(t.Context(), &snapshotv1.GetManifestRequest{Snapshot: s.req.GetManifest().GetSnapshotId()})
 		if err == nil {
 			return
 		}
-		if status.Code(err) != codes.Unavailable || try == 4 {
+		if status.Code(err) != codes.Unavailable || try == 50 {
 			t.Fatal(err)
 		}
 	}
