@@ -42,7 +42,7 @@ type Config struct {
 type ConsulConfig struct {
 	// Address is Consul's HTTP address, host:port. Empty means no Consul: nothing is registered, and services are found in Peers.
 	Address string `yaml:"address"`
-	// Token is the ACL token.
+	// Token is the ACL token. It must allow to write the service; with tls.mode consul also what the certificate names, for a host agent covey-host-<host id>.
 	Token Secret `yaml:"token"`
 	// CheckInterval is how often Consul checks this daemon's health. Default 2s.
 	CheckInterval time.Duration `yaml:"check_interval"`
