@@ -94,9 +94,17 @@ Covey is up.
 Try:
   export COVEY_URL=%s COVEY_API_KEY=%s
   bin/covey run -- python3 -c 'import platform; print(platform.uname())'
-  make down
-`, m.URL, m.URL, m.Addr, key, m.Dir, m.URL, key)
+  %s
+`, m.URL, m.URL, m.Addr, key, m.Dir, m.URL, key, downCommand(m.Dir))
 	return nil
+}
+
+// downCommand takes the mesh in a directory down.
+func downCommand(dir string) string {
+	if dir == mesh.DefaultDir {
+		return "make down"
+	}
+	return "bin/covey-mesh down -dir " + dir
 }
 
 func dirFlag(name string, args []string) (string, error) {
