@@ -45,8 +45,11 @@ func (f *execFlags) add(cmd *cobra.Command, withEnv bool) {
 
 // command is the process to start for the arguments, which may begin with "--".
 func (f *execFlags) command(cmd *cobra.Command, argv []string) (*guestv1.ProcessStart, error) {
-	if len(argv) > 0 && argv[0] == "--" {
+	switch {
+	case len(argv) > 0 && argv[0] == "--":
 		argv = argv[1:]
+	case len(argv) > 0 && strings.HasPrefix(argv[0], "-"):
+		return nil, usageError{fmt.Errorf("flags come before SANDBOX, got %s after it\nusage: %s", argv[0], cmd.UseLine())}
 	}
 	if len(argv) == 0 {
 		return nil, usageError{fmt.Errorf("CMD is missing\nusage: %s", cmd.UseLine())}
@@ -215,10 +218,12 @@ func (a *app) execJSON(ctx context.Context, id string, start *guestv1.ProcessSta
 const loginShell = `if command -v bash >/dev/null 2>&1; then exec bash -l; else exec sh -l; fi`
 
 func (a *app) shellCmd() *cobra.Command {
-	f := execFlags{terminal: true}
+	var f execFlags
 	cmd := &cobra.Command{
 		Use: "shell SANDBOX", Short: "Open a shell on a terminal in a sandbox", Args: args("SANDBOX"),
+		Long: "Opens a shell on a terminal in a sandbox. Where input here comes from no terminal, the shell has none either, and ends with its input.",
 		RunE: func(cmd *cobra.Command, argv []string) error {
+			f.terminal = a.typed()
 			f.start.Cmd, f.start.Args, f.start.Tag = "/bin/sh", []string{"-c", loginShell}, "shell"
 			return a.attend(cmd.Context(), argv[0], &f.start, &f, nil)
 		},

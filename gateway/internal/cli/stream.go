@@ -80,7 +80,7 @@ func (a *app) attend(ctx context.Context, id string, start *guestv1.ProcessStart
 		err = s.closeStdin()
 	} else {
 		// Nobody waits for this one: a read of a terminal cannot be ended. It ends with the process, or at the next byte.
-		go s.copyIn(f.terminal)
+		go s.copyIn(f.terminal && a.typed())
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -92,8 +92,14 @@ func (s *session) closeStdin() error {
 	return s.send(&guestv1.ExecStreamRequest{Frame: &guestv1.ExecStreamRequest_CloseStdin{CloseStdin: &guestv1.CloseStdin{}}})
 }
 
-// copyIn passes standard input on. The end of a terminal's input is not told: there it is a character.
-func (s *session) copyIn(terminal bool) {
+// typed tells whether input comes from a terminal here.
+func (a *app) typed() bool {
+	f, ok := a.in.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// copyIn passes standard input on. The end of what is typed is not told: there it is a character, and else the terminal has gone.
+func (s *session) copyIn(typed bool) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := s.a.in.Read(buf)
@@ -101,7 +107,7 @@ func (s *session) copyIn(terminal bool) {
 			return // The call has ended, and copyOut has its status.
 		}
 		if err != nil {
-			if !terminal {
+			if !typed {
 				_ = s.closeStdin() // As above.
 			}
 			return
@@ -179,10 +185,10 @@ func (a *app) takeTerminal(start *guestv1.ProcessStart) (restore func(), err err
 			start.Env["TERM"] = t
 		}
 	}
-	f, ok := a.in.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
+	if !a.typed() {
 		return func() {}, nil
 	}
+	f := a.in.(*os.File)
 	if cols, rows, err := term.GetSize(int(f.Fd())); err == nil && rows > 0 && cols > 0 {
 		start.Terminal = &guestv1.TerminalSize{Rows: uint32(rows), Cols: uint32(cols)}
 	}

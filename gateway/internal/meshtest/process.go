@@ -105,7 +105,11 @@ func (p *process) feed(s stream) {
 		case *guestv1.ExecStreamRequest_Stdin:
 			p.in.Write(f.Stdin)
 		case *guestv1.ExecStreamRequest_CloseStdin:
-			p.in.Close()
+			if p.tty != nil {
+				p.in.Write([]byte{4}) // Of a terminal the end is a character.
+			} else {
+				p.in.Close()
+			}
 		case *guestv1.ExecStreamRequest_Resize:
 			pty.Setsize(p.tty, &pty.Winsize{Rows: uint16(f.Resize.GetRows()), Cols: uint16(f.Resize.GetCols())})
 		case *guestv1.ExecStreamRequest_Signal:
