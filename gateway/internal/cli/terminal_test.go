@@ -20,7 +20,7 @@ import (
 func TestATerminalHasTheSizeOfTheOneHereAndFollowsIt(t *testing.T) {
 	mesh := meshtest.Start(t)
 	url := serveFor(t, mesh, gateway.TLSConfig{})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "covey", "shell", mesh.Add())
 	cmd.Env = append(os.Environ(), "COVEY_URL="+url, "COVEY_API_KEY="+meshtest.AdminKey)

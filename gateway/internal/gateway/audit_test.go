@@ -25,7 +25,7 @@ import (
 func (g *running) audited(want ...string) {
 	g.t.Helper()
 	var got []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
 		got = nil
 		for _, e := range g.Audited() {
 			got = append(got, fmt.Sprintf("%s %s %s %q %s %d", e.GetMethod(), e.GetTarget(), e.GetKeyId(), e.GetDetail(), e.GetCode(), e.GetCount()))
@@ -132,9 +132,9 @@ func TestCallsThatChangeRegistryOrSchedulerAreBegunAndEndedInTheLogOrRefused(t *
 		t.Errorf("reading without a log: %v", err)
 	}
 	// What is used meanwhile is written later.
-	id := g.Add()
+	id, failed := g.Add(), g.Failed(sandboxv1.AuditService_WriteAuditEvents_FullMethodName)
 	g.post("/v1/sandboxes/"+id+"/exec", `{"cmd":"true"}`)
-	time.Sleep(600 * time.Millisecond)
+	eventually(t, "it is tried to write it", func() bool { return g.Failed(sandboxv1.AuditService_WriteAuditEvents_FullMethodName) > failed })
 	g.Fail(sandboxv1.AuditService_WriteAuditEvents_FullMethodName, nil)
 	g.audited("Exec " + id + ` key_ADMIN "true" OK 1`)
 }

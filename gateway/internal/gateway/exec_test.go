@@ -22,7 +22,7 @@ type socket struct {
 
 func (g *running) socket(sandbox string, protocols ...string) *socket {
 	g.t.Helper()
-	ctx, cancel := context.WithTimeout(g.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(g.t.Context(), 2*time.Minute)
 	g.t.Cleanup(cancel)
 	// As a browser: the key is a subprotocol, as no header can be set.
 	ws, res, err := websocket.Dial(ctx, g.url+"/v1/sandboxes/"+sandbox+"/exec/stream", &websocket.DialOptions{
@@ -162,17 +162,17 @@ func TestAProcessEndsWithAConnectionThatIsClosedOrGone(t *testing.T) {
 	}
 }
 
-// eventually asks until it is so, for at most ten seconds.
+// eventually asks until it is so, for at most a minute.
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	deadline, tick := time.NewTimer(10*time.Second), time.NewTicker(10*time.Millisecond)
+	deadline, tick := time.NewTimer(time.Minute), time.NewTicker(10*time.Millisecond)
 	defer deadline.Stop()
 	defer tick.Stop()
 	for !is() {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			t.Fatal(what + ": not within 10 s")
+			t.Fatal(what + ": not within a minute")
 		}
 	}
 }

@@ -80,7 +80,7 @@ func run(t testing.TB, mesh *meshtest.Mesh, c gateway.Config) *running {
 
 // as is a context of native gRPC calls with a key.
 func as(t testing.TB, key string) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+key)
 }

@@ -166,12 +166,7 @@ func TestASandboxThatMovedIsFound(t *testing.T) {
 	id := g.Add()
 	exec := "/v1/sandboxes/" + id + "/exec"
 	for i := range 3 {
-		if a := g.post(exec, `{"cmd":"true"}`); a.status != http.StatusOK {
-			t.Fatalf("%d %s", a.status, a.body)
-		}
-		if want := min(i+1, 2); g.Located() != want {
-			t.Fatalf("asked %d times after %d calls", g.Located(), i+1)
-		}
+		g.asks(exec, min(1, 2-i))
 		if i == 0 {
 			g.Move(id)
 		}
@@ -192,11 +187,11 @@ func TestASandboxThatMovedAwayFromAHostThatIsCutOffIsReachedAtTheFirstCall(t *te
 	if a := g.post(exec, `{"cmd":"true"}`); a.status != http.StatusOK {
 		t.Fatalf("after %s: %d %s", time.Since(began), a.status, a.body)
 	}
-	if took := time.Since(began); took > 8*time.Second { // Keepalive needs 15 s.
+	if took := time.Since(began); took > 14*time.Second { // Keepalive needs 15 s.
 		t.Errorf("it took %s", took)
 	}
 	// By gRPC likewise, and now at once.
-	ctx, cancel := context.WithTimeout(as(t, meshtest.AdminKey), 8*time.Second)
+	ctx, cancel := context.WithTimeout(as(t, meshtest.AdminKey), 14*time.Second)
 	defer cancel()
 	if _, err := guestv1.NewProcessServiceClient(g.dial()).Exec(ctx, &guestv1.ExecRequest{SandboxId: id, Cmd: "true"}); err != nil {
 		t.Error(err)
@@ -214,12 +209,20 @@ func TestWhatMovesASandboxHasItLookedForAnew(t *testing.T) {
 		if between == "/pause" {
 			continue
 		}
-		if a := g.post(sandbox+"/exec", `{"cmd":"true"}`); a.status != http.StatusOK {
-			t.Fatalf("%d %s", a.status, a.body)
-		}
-		if want := map[bool]int{true: 2, false: 1}[i == 3]; g.Located() != want {
-			t.Errorf("after %q: asked %d times, want %d", between, g.Located(), want)
-		}
+		g.asks(sandbox+"/exec", map[bool]int{true: 0, false: 1}[i == 1])
+	}
+}
+
+// asks makes a call, for which the gateway has to ask a number of times where the sandbox is; once more where its host has not answered for a second, as one on
+// a busy machine may not.
+func (g *running) asks(exec string, want int) {
+	g.t.Helper()
+	before, began := g.Located(), time.Now()
+	if a := g.post(exec, `{"cmd":"true"}`); a.status != http.StatusOK {
+		g.t.Fatalf("%d %s", a.status, a.body)
+	}
+	if got := g.Located() - before; got < want || got > want && time.Since(began) < time.Second {
+		g.t.Errorf("it asked %d times where the sandbox is, want %d", got, want)
 	}
 }
 
@@ -290,14 +293,12 @@ func TestRequestsAreCountedByRouteAndStatus(t *testing.T) {
 	g := start(t)
 	g.do("GET", "/v1/sandboxes/sb_no", nil)
 	g.do("GET", "/wp-login.php", nil)
-	page := string(g.do("GET", "/metrics", nil).body)
 	for _, want := range []string{
 		`http_server_request_duration_seconds_count\{.*http_response_status_code="404",http_route="/v1/sandboxes/\{sandbox_id\}"`,
 		`http_server_request_duration_seconds_count\{.*http_route="other"`,
 	} {
-		if !regexp.MustCompile(want).MatchString(page) {
-			t.Errorf("no %s", want)
-		}
+		// A caller has its answer before the request is counted.
+		eventually(t, "there is "+want, func() bool { return regexp.MustCompile(want).Match(g.do("GET", "/metrics", nil).body) })
 	}
 }
 

@@ -124,7 +124,7 @@ func (g *running) shown(target string) string {
 	if err != nil {
 		g.t.Skip("there is no Chromium: with Debian's package chromium installed, pages are shown in it")
 	}
-	ctx, cancel := context.WithTimeout(g.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(g.t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir="+g.t.(*testing.T).TempDir(),
 		"--virtual-time-budget=8000", "--host-resolver-rules=MAP api.example.com 127.0.0.1", "--dump-dom", target)

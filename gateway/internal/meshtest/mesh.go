@@ -69,6 +69,7 @@ type Mesh struct {
 	located   int
 	lastMD    metadata.MD
 	fail      map[string]error
+	failed    map[string]int                   // calls that got an error of fail
 	audit     map[string]*sandboxv1.AuditEvent // by uid
 	events    []string                         // uids in the order in which they came
 }
@@ -84,7 +85,7 @@ type owned struct {
 func Start(t testing.TB) *Mesh {
 	t.Helper()
 	m := &Mesh{
-		dir: t.TempDir(), sandboxes: map[string]*owned{}, snapshots: map[string]*snapshotv1.Snapshot{}, changed: make(chan struct{}), fail: map[string]error{}, audit: map[string]*sandboxv1.AuditEvent{},
+		dir: t.TempDir(), sandboxes: map[string]*owned{}, snapshots: map[string]*snapshotv1.Snapshot{}, changed: make(chan struct{}), fail: map[string]error{}, failed: map[string]int{}, audit: map[string]*sandboxv1.AuditEvent{},
 		keys: map[string]*sandboxv1.Key{
 			AdminKey: {Id: "key_ADMIN", Name: "admin", TenantId: "default", Scopes: []string{"admin", "read", "write"}},
 			ReadKey:  {Id: "key_READ", Name: "read", TenantId: "default", Scopes: []string{"read"}},
@@ -155,7 +156,11 @@ func (m *Mesh) note(ctx context.Context, method string) error {
 	if method != sandboxv1.AuditService_WriteAuditEvents_FullMethodName { // It comes in between, from the gateway itself.
 		m.lastMD, _ = metadata.FromIncomingContext(ctx)
 	}
-	return m.fail[method]
+	err := m.fail[method]
+	if err != nil {
+		m.failed[method]++
+	}
+	return err
 }
 
 // Metadata is what the last unary call came with.
@@ -170,6 +175,13 @@ func (m *Mesh) Fail(fullMethod string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fail[fullMethod] = err
+}
+
+// Failed is how often a method has answered an error of Fail.
+func (m *Mesh) Failed(fullMethod string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.failed[fullMethod]
 }
 
 // Located is how often the mesh was asked where a sandbox is.

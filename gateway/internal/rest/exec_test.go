@@ -79,12 +79,12 @@ func stalled(t *testing.T, live liveness, frames int, stall time.Duration) (got 
 
 func TestAClientThatReadsSlowlyIsWaitedForAndOneThatNeverReadsIsNot(t *testing.T) {
 	const frames = 1000 // 64 MB: more than sockets buffer
-	quick := liveness{every: 10 * time.Millisecond, pong: 300 * time.Millisecond, stall: time.Minute}
-	if got, err := stalled(t, quick, frames, time.Second); got != frames*talkerFrame || err != nil {
+	quick := liveness{every: 10 * time.Millisecond, pong: 3 * time.Second, stall: time.Minute}
+	if got, err := stalled(t, quick, frames, 4*time.Second); got != frames*talkerFrame || err != nil {
 		t.Errorf("a slow client got %d bytes, and then %v", got, err)
 	}
 	quick.stall = 50 * time.Millisecond
-	if got, err := stalled(t, quick, frames, time.Second); got == frames*talkerFrame || !errors.Is(err, errGone) {
+	if got, err := stalled(t, quick, frames, 3*time.Second); got == frames*talkerFrame || !errors.Is(err, errGone) {
 		t.Errorf("a client that never reads got %d bytes, and then %v", got, err)
 	}
 }
