@@ -116,6 +116,21 @@ func TestAFormWritesItsFilesWhereItsFieldsSay(t *testing.T) {
 	}
 }
 
+func TestAFieldAfterTheLastFileOfAFormIsRefused(t *testing.T) {
+	g := start(t)
+	var form bytes.Buffer
+	m := multipart.NewWriter(&form)
+	w, _ := m.CreateFormFile("file", "one.txt")
+	io.WriteString(w, "1")
+	m.WriteField("path", "dir/elsewhere.txt")
+	m.Close()
+	a := g.do("POST", "/v1/sandboxes/"+g.Add()+"/files/write", &form, "Content-Type", m.FormDataContentType())
+	p := a.problem(t)
+	if a.status != 400 || p.Reason != "INVALID_FIELD" || p.Details["field"] != "path" || !strings.Contains(p.Message, "already written: /one.txt") {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
 func TestABodyThatIsCutOffLeavesNoFile(t *testing.T) {
 	g := start(t)
 	sb := "/v1/sandboxes/" + g.Add()

@@ -33,7 +33,8 @@ func (s *Server) writeForm(w http.ResponseWriter, r *http.Request, params map[st
 	if err != nil {
 		return err
 	}
-	var parts []string
+	var parts, paths []string
+	late := "" // a field since the last file
 	for {
 		part, err := form.NextPart()
 		if errors.Is(err, io.EOF) {
@@ -46,8 +47,10 @@ func (s *Server) writeForm(w http.ResponseWriter, r *http.Request, params map[st
 			if err := field(part, header); err != nil {
 				return err
 			}
+			late = part.FormName()
 			continue
 		}
+		late = ""
 		if !utf8.ValidString(part.FileName()) {
 			return apierr.Field("file", "the file's name must be UTF-8")
 		}
@@ -59,10 +62,13 @@ func (s *Server) writeForm(w http.ResponseWriter, r *http.Request, params map[st
 		if err != nil {
 			return err
 		}
-		parts = append(parts, string(b))
+		parts, paths = append(parts, string(b)), append(paths, res.GetFile().GetPath())
 	}
 	if len(parts) == 0 {
 		return apierr.Field("file", "the form has no file: a part with a file name, after the field path")
+	}
+	if late != "" {
+		return apierr.Field(late, "must come before the file that it is for, which is sent on as it comes; already written: "+strings.Join(paths, ", "))
 	}
 	w.Header().Set("Content-Type", "application/json")
 	fmt.Fprintf(w, `{"files":[%s]}`, strings.Join(parts, ","))
