@@ -18,7 +18,7 @@ func TestAnUploadThatIsCutOffGoesOnWhenTheHostIsBack(t *testing.T) {
 	w := newWire(t)
 	m := newMeshOn(t, w)
 	a, b := m.host("host-a"), m.host("host-b")
-	w.slow(registrySite, 1<<20) // Some seconds for what is to be uploaded.
+	w.slow(registrySite, 256<<10) // Ten seconds and more for what is to be uploaded.
 	s := a.save()
 	a.register(s)
 	eventually(t, "an upload is under way", func() bool {
@@ -44,7 +44,7 @@ func TestAPeerThatIsCutOffWhileItSendsIsReplacedByTheRegistry(t *testing.T) {
 	s := a.save()
 	a.register(s)
 	m.durable(s.ID)
-	w.slow("host-b", 1<<20)
+	w.slow("host-b", 256<<10) // Ten seconds and more for what is to be read.
 	type got struct{ memory, disk []byte }
 	read := make(chan got, 1)
 	go func() {

@@ -196,10 +196,11 @@ func (w *wire) mend(name string) { w.t.Helper(); w.port(name, netlink.LinkSetUp)
 // slow lets a site receive so many bytes a second; what it sends is slowed at the receivers.
 func (w *wire) slow(name string, bytesPerSec uint64) {
 	w.t.Helper()
+	burst := max(16<<10, uint32(bytesPerSec/50)) // Of some packets at least: larger ones than it are lost.
 	w.port(name, func(l netlink.Link) error {
 		return netlink.QdiscReplace(&netlink.Tbf{
 			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: netlink.MakeHandle(1, 0)},
-			Rate:       bytesPerSec, Limit: 1 << 20, Buffer: 1 << 16,
+			Rate:       bytesPerSec, Limit: 1 << 20, Buffer: netlink.Xmittime(bytesPerSec, burst),
 		})
 	})
 }
