@@ -87,7 +87,9 @@ func (s *Server) lifted(label string) bool {
 }
 
 func (s *Server) keep(ctx context.Context, b baseline.Baseline) (baseline.Baseline, error) {
-	kept, err := s.baselines.Set(ctx, b)
+	bounded, cancel := context.WithTimeout(ctx, s.StoreTime)
+	defer cancel()
+	kept, err := s.baselines.Set(bounded, b)
 	if err != nil && ctx.Err() != nil {
 		return kept, ctx.Err()
 	}

@@ -84,7 +84,9 @@ func (s *Server) CordonHost(ctx context.Context, p *schedulerv1.CordonHostReques
 	if !known() {
 		return nil, unknown(id)
 	}
-	if err := s.cordons.Set(ctx, id, p.GetCordoned()); err != nil {
+	bounded, cancel := context.WithTimeout(ctx, s.StoreTime)
+	defer cancel()
+	if err := s.cordons.Set(bounded, id, p.GetCordoned()); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}

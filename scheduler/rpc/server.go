@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -42,6 +43,9 @@ type Others interface {
 type Server struct {
 	// Others is nil where there are none. It is set before the first call.
 	Others Others
+	// StoreTime bounds how long it is waited for Consul to store a cordon or baseline: one that is cut off does not answer. It is set before the
+	// first call. Default 10 s.
+	StoreTime time.Duration
 
 	schedulerv1.UnimplementedSchedulerServiceServer
 	schedulerv1.UnimplementedHostsServiceServer
@@ -54,7 +58,7 @@ type Server struct {
 
 // Register adds the services to a server. Heartbeat streams end when draining is closed.
 func Register(r grpc.ServiceRegistrar, b *book.Book, c Cordons, baselines Baselines, draining <-chan struct{}) *Server {
-	s := &Server{book: b, cordons: c, baselines: baselines, draining: draining}
+	s := &Server{StoreTime: 10 * time.Second, book: b, cordons: c, baselines: baselines, draining: draining}
 	schedulerv1.RegisterSchedulerServiceServer(r, s)
 	schedulerv1.RegisterHostsServiceServer(r, s)
 	return s
