@@ -119,7 +119,7 @@ func (s *Service) performFork(ctx context.Context, rows []Sandbox) Outcome {
 			err = out.Err
 		}
 	}
-	return s.failFork(ctx, rows[0].Work.ID, err)
+	return s.failFork(ctx, rows, err)
 }
 
 // forkLive has the source's host make all copies, whose starts the host names. It returns the rows as they are then.
@@ -197,12 +197,12 @@ func (s *Service) startCopy(ctx context.Context, sb Sandbox) (Sandbox, Started, 
 
 // failFork ends all copies that are still this work's. Those that a user has deleted meanwhile are his work's, and all are another replica's where that has
 // taken the work over, because this one was too slow to renew its lease: there the fork goes on.
-func (s *Service) failFork(ctx context.Context, workID string, cause error) Outcome {
+func (s *Service) failFork(ctx context.Context, known []Sandbox, cause error) Outcome {
 	job := ctx
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
 	for range maxConflicts {
-		rows, err := s.store.OfWork(ctx, workID)
+		rows, err := s.store.OfWork(ctx, known[0].Work.ID)
 		if err != nil {
 			return Outcome{Err: s.show(Sandbox{}, err)}
 		}
@@ -213,7 +213,7 @@ func (s *Service) failFork(ctx context.Context, workID string, cause error) Outc
 		if e := s.gone(job); e != nil {
 			return Outcome{Err: e}
 		}
-		if slices.ContainsFunc(rows, func(sb Sandbox) bool { return sb.LeaseOwner != s.owner }) {
+		if s.overtook(known, rows, cause) {
 			return Outcome{Err: asError(ErrConflict)}
 		}
 		s.destroyAll(ctx, rows)
@@ -230,6 +230,15 @@ func (s *Service) failFork(ctx context.Context, workID string, cause error) Outc
 		}
 	}
 	return Outcome{Err: asError(cause)}
+}
+
+// overtook tells whether rows of a fork that failed were taken over: by another replica, or where it failed because they were changed, by this one, which may be
+// about to go on with them.
+func (s *Service) overtook(known, now []Sandbox, cause error) bool {
+	return slices.ContainsFunc(now, func(sb Sandbox) bool {
+		same := slices.ContainsFunc(known, func(k Sandbox) bool { return k.ID == sb.ID && k.Version == sb.Version })
+		return sb.LeaseOwner != s.owner || asError(cause).Kind == Aborted && !same
+	})
 }
 
 // destroyAll ends what hosts may have of the copies.
