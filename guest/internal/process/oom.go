@@ -2,6 +2,7 @@ package process
 
 import (
 	"bytes"
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -62,5 +63,41 @@ func (c *oomCounter) close() {
 	if c.fd >= 0 {
 		unix.Close(c.fd)
 		c.fd = -1
+	}
+}
+
+// ownScore is the file with what this process adds to the kernel's reasons to kill it for lack of memory, which its children inherit.
+const ownScore = "/proc/self/oom_score_adj"
+
+// exposure undoes, for commands, what keeps guestd from being killed for lack of memory: guestd itself goes without that for the moment in which
+// it starts one. Rejected: writing the command's score once it is started, because what it has started by then keeps guestd's: nobody could kill that,
+// and a kernel that can kill nobody panics.
+type exposure struct {
+	mu       sync.Mutex // guards all below
+	starting int
+	own      []byte // the score between starts
+}
+
+// begin precedes a start, which end follows. Where the score cannot be written it is not guestd's own either: that is written in the same way.
+func (e *exposure) begin() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.starting++; e.starting > 1 {
+		return
+	}
+	var err error
+	if e.own, err = os.ReadFile(ownScore); err == nil {
+		err = os.WriteFile(ownScore, []byte("0"), 0)
+	}
+	if err != nil {
+		e.own = nil
+	}
+}
+
+func (e *exposure) end() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.starting--; e.starting == 0 && e.own != nil {
+		_ = os.WriteFile(ownScore, e.own, 0) // It could be written a moment ago.
 	}
 }

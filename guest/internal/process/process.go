@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -346,14 +345,4 @@ func (p *Process) Follow(ctx context.Context, from uint64, output func(Chunk) er
 	}
 	<-p.done // the log closes a moment before
 	return nil
-}
-
-// exposeToOOM undoes, for a command, what keeps guestd from being killed for lack of memory: its child inherited it.
-func exposeToOOM(pid int) {
-	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return // it has ended
-	}
-	defer unix.Close(fd)
-	_, _ = unix.Write(fd, []byte("0"))
 }

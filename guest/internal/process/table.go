@@ -32,6 +32,7 @@ type Table struct {
 	accounts account.Database
 	null     *os.File
 	oom      *oomCounter
+	exposure exposure
 	running  sync.WaitGroup // the goroutines of all processes
 
 	mu   sync.Mutex
@@ -137,13 +138,14 @@ func (t *Table) start(s Spec, out output, interactive bool, stdin []byte) (*Proc
 	p := &Process{ID: newID(), Spec: s, User: u.Name, Started: time.Now(), output: out, terminal: w.terminal, input: w.input,
 		detached: s.Detached, over: make(chan struct{}), done: make(chan struct{})}
 	oomBefore := t.oom.read()
+	t.exposure.begin()
 	p.proc, err = os.StartProcess(file, append([]string{s.Cmd}, s.Args...), &os.ProcAttr{Dir: dir, Env: env, Files: w.theirs, Sys: attributes(u, s.Terminal != nil)})
+	t.exposure.end()
 	w.closeTheirs(t.null)
 	if err != nil {
 		w.closeOurs()
 		return nil, startError(s.Cmd, err)
 	}
-	exposeToOOM(p.proc.Pid)
 	t.add(p, w)
 	t.running.Go(func() {
 		p.follow(w, t.oom, oomBefore)
