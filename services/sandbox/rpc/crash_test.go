@@ -221,20 +221,28 @@ func TestATemplateThatWasMadeStaysHoweverLongItTakesToSaySo(t *testing.T) {
 	}
 	// One that is being dropped already is not answered as made.
 	host := m.host(sb.GetHostId())
-	ids := make(chan string, 1)
+	ids, goOn := make(chan string, 1), make(chan struct{})
 	host.set(func() {
 		host.onSnapshot = func(q *hostv1.SnapshotSandboxRequest) error {
 			m.registry.add(q.GetSnapshotId(), q.GetName(), host.id)
-			m.dueNow()
-			eventually(t, patience, "it is dropped", func() bool { return !m.registry.has(q.GetSnapshotId()) })
 			ids <- q.GetSnapshotId()
+			<-goOn
 			return nil
 		}
 	})
-	if _, err := r.CreateSnapshot(as(t, "acme"), &sandboxv1.CreateSnapshotRequest{SandboxId: sb.GetId(), Name: "late"}); err == nil {
+	answered := make(chan error, 1)
+	go func() {
+		_, err := r.CreateSnapshot(as(t, "acme"), &sandboxv1.CreateSnapshotRequest{SandboxId: sb.GetId(), Name: "late"})
+		answered <- err
+	}()
+	id := <-ids
+	defer close(goOn)
+	m.dueNow()
+	eventually(t, patience, "it is dropped", func() bool { return !m.registry.has(id) })
+	goOn <- struct{}{}
+	if err := <-answered; err == nil {
 		t.Error("it was answered as made")
 	}
-	id := <-ids
 	eventually(t, patience, "no chore is left", func() bool { return m.exec("SELECT 1 FROM sandbox.chore WHERE kind = 'drop-template'") == 0 })
 	if m.registry.has(id) {
 		t.Error("it is there though it was not answered as made")
