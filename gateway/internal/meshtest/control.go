@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/oklog/ulid/v2"
@@ -207,15 +208,20 @@ func (m *Mesh) CreateKey(ctx context.Context, q *sandboxv1.CreateKeyRequest) (*s
 	return &sandboxv1.CreateKeyResponse{Key: proto.CloneOf(k), Secret: secret}, nil
 }
 
-// ListKeys implements KeyService.
-func (m *Mesh) ListKeys(ctx context.Context, _ *sandboxv1.ListKeysRequest) (*sandboxv1.ListKeysResponse, error) {
+// ListKeys implements KeyService. Its pages have one key, whatever is asked for; a token is the key's place.
+func (m *Mesh) ListKeys(ctx context.Context, q *sandboxv1.ListKeysRequest) (*sandboxv1.ListKeysResponse, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	res := &sandboxv1.ListKeysResponse{}
+	var own []*sandboxv1.Key
 	for _, secret := range slices.Sorted(maps.Keys(m.keys)) {
 		if m.keys[secret].GetTenantId() == tenant.From(ctx) {
-			res.Keys = append(res.Keys, proto.CloneOf(m.keys[secret]))
+			own = append(own, proto.CloneOf(m.keys[secret]))
 		}
+	}
+	at, _ := strconv.Atoi(q.GetPageToken())
+	res := &sandboxv1.ListKeysResponse{Keys: own[min(at, len(own)):min(at+1, len(own))]}
+	if at+1 < len(own) {
+		res.NextPageToken = strconv.Itoa(at + 1)
 	}
 	return res, nil
 }
