@@ -22,7 +22,7 @@ func (c codec) NewDecoder(r io.Reader) runtime.Decoder {
 			return io.EOF
 		}
 		if m, ok := v.(proto.Message); ok {
-			return unmarshal.Unmarshal(b, m)
+			return read(b, m)
 		}
 		return c.Unmarshal(b, v)
 	})
@@ -37,7 +37,7 @@ func decode(r io.Reader, m proto.Message) error {
 	if len(bytes.TrimSpace(b)) == 0 {
 		return nil
 	}
-	if err := unmarshal.Unmarshal(b, m); err != nil {
+	if err := read(b, m); err != nil {
 		return malformed(err.Error())
 	}
 	return nil

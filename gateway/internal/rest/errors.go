@@ -187,7 +187,7 @@ func noRoute(r *http.Request) error {
 	return apierr.E(codes.NotFound, "NO_SUCH_ROUTE", fmt.Sprintf("there is no %s %s; /docs lists what there is", r.Method, r.URL.Path))
 }
 
-// Messages of protojson and of grpc-gateway's reading of queries, with the field that they name.
+// Messages of protojson and grpc-gateway's reading of queries, with the field that they name.
 var fieldIn = []*regexp.Regexp{
 	regexp.MustCompile(`unknown field "([^"]+)"`),
 	regexp.MustCompile(`invalid value for \w+ field (\w+)`),
@@ -198,10 +198,13 @@ var fieldIn = []*regexp.Regexp{
 
 // malformed is the error for a request that could not be read, from the decoder's message.
 func malformed(message string) error {
-	message = strings.TrimPrefix(strings.ReplaceAll(message, "\u00a0", " "), "proto: ")
+	message = plain(message)
+	if path, rest, ok := cutField(message); ok {
+		return apierr.Field(path, rest)
+	}
 	for _, re := range fieldIn {
 		if m := re.FindStringSubmatch(message); m != nil {
-			return apierr.Field(m[1], strings.TrimPrefix(message, m[0]+": "))
+			return apierr.Field(m[1], wanted(strings.TrimPrefix(message, m[0]+": ")))
 		}
 	}
 	return apierr.E(codes.InvalidArgument, "INVALID_JSON", "the body is not the JSON expected here: "+message)

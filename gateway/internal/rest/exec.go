@@ -217,7 +217,7 @@ func (e *execSocket) read(ctx context.Context) (*guestv1.ExecStreamRequest, erro
 		m.Frame = &guestv1.ExecStreamRequest_Stdin{Stdin: b}
 		return m, nil
 	}
-	if err := unmarshal.Unmarshal(b, m); err != nil {
+	if err := read(b, m); err != nil {
 		return nil, malformed(err.Error())
 	}
 	if m.GetSandboxId() != "" && m.GetSandboxId() != e.sandbox {

@@ -30,7 +30,7 @@ func (s *processService) Exec(ctx context.Context, r *guestv1.ExecRequest) (*gue
 	case errors.As(err, &failed):
 		return &guestv1.ExecResponse{ExitCode: int32(failed.Code), Stderr: failed.Reason + "\n", Error: failed.Reason, Usage: &guestv1.ResourceUsage{}}, nil
 	case err != nil && p != nil:
-		s.clients.left(p)
+		s.clients.left(p, nil)
 		return nil, mapped(err)
 	case err != nil:
 		return nil, mapped(err)
@@ -142,7 +142,7 @@ func (s *processService) ExecStream(st execStream) error {
 	case errors.Is(err, errRestored), errors.Is(err, process.ErrReplaced), errors.Is(err, process.ErrNotAttachable):
 		return mapped(err) // the process is another client's, or nobody's: it goes on
 	}
-	s.clients.left(p)
+	s.clients.left(p, open)
 	return mapped(err)
 }
 

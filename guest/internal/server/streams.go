@@ -37,6 +37,8 @@ func newClients() *clients {
 type stream struct {
 	from string // the connection's peer
 	end  context.CancelCauseFunc
+	// pardoned tells that a restore has ended it: its process goes on, whatever was wrong with the stream before. Guarded by the clients' mu.
+	pardoned bool
 }
 
 // open registers a stream; close it with the function returned. The context ends with the stream's own, or with the cause
@@ -55,13 +57,17 @@ func (c *clients) open(ctx context.Context) (context.Context, *stream, func()) {
 	}
 }
 
-// left says that a process's client has gone: unless it is detached, it ends.
-func (c *clients) left(p *process.Process) {
+// left says that a process's client has gone, with its stream, nil if it had none: unless it is detached, the process ends.
+func (c *clients) left(p *process.Process, s *stream) {
 	if p.Detached() || !p.Running() {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if s != nil && s.pardoned {
+		return
+	}
+	delete(c.streams, s) // Now its process counts.
 	wait := time.Until(c.mercy)
 	if wait <= 0 {
 		p.Kill()
@@ -98,6 +104,8 @@ func (c *clients) restored(caller string) (ended int) {
 	for s := range c.streams {
 		if s.from != caller {
 			s.end(errRestored)
+			s.pardoned = true
+			delete(c.streams, s)
 			ended++
 		}
 	}
