@@ -47,7 +47,7 @@ func TestAMalformedFrameEndsAnExecStreamWithTheReason(t *testing.T) {
 		"unknown field":      {`{"begin":{}}`, "INVALID_FIELD"},
 		"another sandbox":    {`{"sandbox_id":"sb_x","start":{"cmd":"true"}}`, "INVALID_FIELD"},
 		"no such process":    {`{"attach":{"process_id":"proc_no"}}`, "PROCESS_NOT_FOUND"},
-		"wrong type later":   {sleeping + "|" + `{"resize":7}`, "INVALID_JSON"},
+		"wrong type later":   {sleeping + "|" + `{"resize":7}`, "INVALID_FIELD"},
 		"no terminal":        {sleeping + "|" + `{"resize":{"rows":1,"cols":1}}`, "NO_TERMINAL"},
 		"unknown signal":     {sleeping + "|" + `{"signal":"SIGNOPE"}`, "INVALID_FIELD"},
 		"start after start":  {sleeping + "|" + sleeping, "INVALID_FIELD"},

@@ -87,7 +87,7 @@ func (s *Suite) accepts(addr string) bool {
 func (s *Suite) Cordon(t *testing.T, ctx context.Context, host string, is bool) {
 	t.Helper()
 	_, err := Patiently(ctx, func(ctx context.Context) (*schedulerv1.CordonHostResponse, error) {
-		return s.Hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: host, Cordoned: is})
+		return s.Hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: host, Cordoned: new(is)})
 	})
 	if err != nil {
 		t.Fatalf("cordon %s %v: %v", host, is, err)

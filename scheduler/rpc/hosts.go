@@ -74,6 +74,9 @@ func (s *Server) CordonHost(ctx context.Context, p *schedulerv1.CordonHostReques
 	if id == "" {
 		return nil, apierr.Field("host_id", "is required")
 	}
+	if p.Cordoned == nil {
+		return nil, apierr.Field("cordoned", "is required: true keeps new sandboxes off, false lets them on again")
+	}
 	known := func() bool {
 		_, is := s.book.Host(id)
 		return is

@@ -188,7 +188,7 @@ func TestCordonedHostsAreToldAndLeftOut(t *testing.T) {
 	s := newScheduler(t, started)
 	st := s.stream()
 	s.beat(st, host("a"))
-	r, err := s.hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "a", Cordoned: true})
+	r, err := s.hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "a", Cordoned: new(true)})
 	if err != nil || r.GetHost().GetState() != schedulerv1.HostState_HOST_STATE_CORDONED {
 		t.Fatalf("got %v, %v", r, err)
 	}
@@ -198,15 +198,31 @@ func TestCordonedHostsAreToldAndLeftOut(t *testing.T) {
 	if _, err := s.Place(within(t), asking("sb_1", 1)); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "1 is cordoned") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := s.hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "a"}); err != nil {
+	if _, err := s.hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "a", Cordoned: new(false)}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Place(within(t), asking("sb_1", 1)); err != nil {
 		t.Error(err)
 	}
-	_, err = s.hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "nowhere", Cordoned: true})
+	_, err = s.hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "nowhere", Cordoned: new(true)})
 	if status.Code(err) != codes.NotFound || apierr.Reason(err) != "HOST_UNKNOWN" {
 		t.Errorf("an unknown host: %v", err)
+	}
+}
+
+func TestARequestThatDoesNotSayWhetherToCordonLiftsNoCordon(t *testing.T) {
+	s := newScheduler(t, started)
+	st := s.stream()
+	s.beat(st, host("a"))
+	if _, err := s.hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "a", Cordoned: new(true)}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "a"})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "cordoned") {
+		t.Errorf("got %v", err)
+	}
+	if state := s.beat(st, host("a")); state != schedulerv1.HostState_HOST_STATE_CORDONED {
+		t.Errorf("the host is told %v", state)
 	}
 }
 

@@ -58,7 +58,7 @@ func TestWhatConsulDoesNotStoreInTimeIsSaid(t *testing.T) {
 	}
 	defer c.Close()
 	hosts := schedulerv1.NewHostsServiceClient(c)
-	_, err = hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "a", Cordoned: true})
+	_, err = hosts.CordonHost(within(t), &schedulerv1.CordonHostRequest{HostId: "a", Cordoned: new(true)})
 	if status.Code(err) != codes.Unavailable || apierr.Reason(err) != "CORDON_NOT_STORED" {
 		t.Errorf("a cordon: %v", err)
 	}

@@ -17,7 +17,7 @@ func TestASchedulerThatHasJustStartedCordonsAHostOnceItIsHeardFrom(t *testing.T)
 	answer := make(chan error, 1)
 	ctx := within(t)
 	go func() {
-		_, err := s.hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: "a", Cordoned: true})
+		_, err := s.hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: "a", Cordoned: new(true)})
 		answer <- err
 	}()
 	s.beat(s.stream(), host("other"))

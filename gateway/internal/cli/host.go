@@ -38,7 +38,7 @@ func (a *app) cordonCmd(verb, short string, cordoned bool) *cobra.Command {
 	return &cobra.Command{
 		Use: verb + " HOST", Short: short, Args: args("HOST"),
 		RunE: func(cmd *cobra.Command, argv []string) error {
-			res, err := a.c.hosts.CordonHost(cmd.Context(), &schedulerv1.CordonHostRequest{HostId: argv[0], Cordoned: cordoned})
+			res, err := a.c.hosts.CordonHost(cmd.Context(), &schedulerv1.CordonHostRequest{HostId: argv[0], Cordoned: new(cordoned)})
 			if err != nil {
 				return err
 			}

@@ -112,7 +112,7 @@ func TestCallsThatChangeRegistryOrSchedulerAreBegunAndEndedInTheLogOrRefused(t *
 	g := start(t)
 	conn := g.dial()
 	hosts, snapshots := schedulerv1.NewHostsServiceClient(conn), snapshotv1.NewSnapshotServiceClient(conn)
-	if _, err := hosts.CordonHost(as(t, meshtest.AdminKey), &schedulerv1.CordonHostRequest{HostId: "host-a", Cordoned: true}); err != nil {
+	if _, err := hosts.CordonHost(as(t, meshtest.AdminKey), &schedulerv1.CordonHostRequest{HostId: "host-a", Cordoned: new(true)}); err != nil {
 		t.Fatal(err)
 	}
 	g.do("DELETE", "/v1/snapshots/nothing", nil)

@@ -192,7 +192,7 @@ func TestWrongFramesAreAnsweredWithAnErrorAndACode(t *testing.T) {
 		"no such process": {`{"attach":{"process_id":"proc_no"}}`, "PROCESS_NOT_FOUND", 4404},
 		// By one byte: TCP may lose the close frame to a client that still sends when the server hangs up.
 		"too long":          {strings.Repeat("x", 2<<20+1), "", websocket.StatusMessageTooBig},
-		"wrong after start": {`{"start":{"cmd":"sleep","args":["100"]}}|{"resize":7}`, "INVALID_JSON", 4400},
+		"wrong after start": {`{"start":{"cmd":"sleep","args":["100"]}}|{"resize":7}`, "INVALID_FIELD", 4400},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := g.socket(id)

@@ -37,7 +37,7 @@ var (
 // withField puts `field "path": ` before a message about a part of b, which malformed takes off.
 func withField(b []byte, of protoreflect.MessageDescriptor, message string) string {
 	place := placeIn.FindStringSubmatch(message)
-	if place == nil || !json.Valid(b) {
+	if place == nil || !json.Valid(b) || !utf8.Valid(b) {
 		return message
 	}
 	line, _ := strconv.Atoi(place[2]) // Digits, as is the next.

@@ -22,6 +22,7 @@ func TestWhatIsWrongInABodyIsNamedAsTheClientWroteIt(t *testing.T) {
 		`{"a\"b: \u0000":{"c":1}}`:                       {"a\"b: \x00", "is not known here"},
 		`[]`:                                             {"", ""},
 		`{"vcpus":1`:                                     {"", ""},
+		"{\"template\":\"\xff\"}":                        {"", ""},
 		`null`:                                           {"", ""},
 	} {
 		err := decode(strings.NewReader(body), &sandboxv1.CreateSandboxRequest{})

@@ -193,7 +193,7 @@ func TestSchedulersShareHostsAndCordons(t *testing.T) {
 	first.until("a=READY b=READY")
 	second.until("a=READY b=READY")
 
-	if _, err := first.hosts.CordonHost(t.Context(), &schedulerv1.CordonHostRequest{HostId: "b", Cordoned: true}); err != nil {
+	if _, err := first.hosts.CordonHost(t.Context(), &schedulerv1.CordonHostRequest{HostId: "b", Cordoned: new(true)}); err != nil {
 		t.Fatal(err)
 	}
 	first.until("a=READY b=CORDONED")
@@ -209,7 +209,7 @@ func TestSchedulersShareHostsAndCordons(t *testing.T) {
 
 	stopB()
 	first.until("a=READY b=LOST")
-	if _, err := third.hosts.CordonHost(t.Context(), &schedulerv1.CordonHostRequest{HostId: "b"}); err != nil {
+	if _, err := third.hosts.CordonHost(t.Context(), &schedulerv1.CordonHostRequest{HostId: "b", Cordoned: new(false)}); err != nil {
 		t.Fatal(err)
 	}
 	startHost(t, c.Addr, "b")

@@ -73,7 +73,7 @@ func (s *Scheduler) Explain(ctx context.Context, r sandbox.PlaceRequest) ([]sand
 
 // Cordon implements sandbox.Scheduler.
 func (s *Scheduler) Cordon(ctx context.Context, hostID string) error {
-	_, err := s.hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: hostID, Cordoned: true})
+	_, err := s.hosts.CordonHost(ctx, &schedulerv1.CordonHostRequest{HostId: hostID, Cordoned: new(true)})
 	return translate(ctx, theScheduler, err)
 }
 

@@ -317,7 +317,7 @@ type Sandbox struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Where it is in its life.
 	State State `protobuf:"varint,2,opt,name=state,proto3,enum=covey.sandbox.v1.State" json:"state,omitempty"`
-	// Why it is STOPPED or FAILED; a sentence.
+	// Why it is STOPPED or FAILED, or why it is PAUSED where nobody asked for that; a sentence.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The template or image that it was made from.
 	Template string `protobuf:"bytes,4,opt,name=template,proto3" json:"template,omitempty"`

@@ -1149,8 +1149,8 @@ type CordonHostRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The host.
 	HostId string `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
-	// True to keep sandboxes off.
-	Cordoned      bool `protobuf:"varint,2,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	// True to keep sandboxes off, false to let them on again. Required, so that a request without it does not lift a cordon.
+	Cordoned      *bool `protobuf:"varint,2,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1193,8 +1193,8 @@ func (x *CordonHostRequest) GetHostId() string {
 }
 
 func (x *CordonHostRequest) GetCordoned() bool {
-	if x != nil {
-		return x.Cordoned
+	if x != nil && x.Cordoned != nil {
+		return *x.Cordoned
 	}
 	return false
 }
@@ -1725,10 +1725,11 @@ const file_covey_scheduler_v1_scheduler_proto_rawDesc = "" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x12\n" +
 	"\x04fits\x18\x02 \x01(\bR\x04fits\x12\x18\n" +
 	"\areasons\x18\x03 \x03(\tR\areasons\x12\x14\n" +
-	"\x05score\x18\x04 \x01(\x01R\x05score\"H\n" +
+	"\x05score\x18\x04 \x01(\x01R\x05score\"Z\n" +
 	"\x11CordonHostRequest\x12\x17\n" +
-	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1a\n" +
-	"\bcordoned\x18\x02 \x01(\bR\bcordoned\"B\n" +
+	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1f\n" +
+	"\bcordoned\x18\x02 \x01(\bH\x00R\bcordoned\x88\x01\x01B\v\n" +
+	"\t_cordoned\"B\n" +
 	"\x12CordonHostResponse\x12,\n" +
 	"\x04host\x18\x01 \x01(\v2\x18.covey.scheduler.v1.HostR\x04host\"*\n" +
 	"\x12GetBaselineRequest\x12\x14\n" +
@@ -1863,6 +1864,7 @@ func file_covey_scheduler_v1_scheduler_proto_init() {
 	if File_covey_scheduler_v1_scheduler_proto != nil {
 		return
 	}
+	file_covey_scheduler_v1_scheduler_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
