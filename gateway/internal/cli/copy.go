@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
+	"github.com/coveyhq/covey/services/chassis/page"
 )
 
 // place is a file in a sandbox.
@@ -222,20 +223,17 @@ func (c *copier) outDirectory(src place, f *guestv1.File, dst string) error {
 // outTree copies what is in a directory of the sandbox, level by level, as a listing is bounded in depth.
 func (c *copier) outTree(src place, root *os.Root, name string) error {
 	q := &guestv1.ListFilesRequest{SandboxId: src.sandbox, Path: src.path, User: c.user, Depth: 1, PageSize: 1000}
-	for {
-		page, err := c.c.files.ListFiles(c.ctx, q)
+	for p, err := range page.Each(&q.PageToken, func() (*guestv1.ListFilesResponse, error) { return c.c.files.ListFiles(c.ctx, q) }) {
 		if err != nil {
 			return err
 		}
-		for _, f := range page.GetFiles() {
+		for _, f := range p.GetFiles() {
 			if err := c.outEntry(place{src.sandbox, f.GetPath()}, f, root, filepath.Join(name, f.GetName())); err != nil {
 				return err
 			}
 		}
-		if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
-			return nil
-		}
 	}
+	return nil
 }
 
 func (c *copier) outEntry(src place, f *guestv1.File, root *os.Root, name string) error {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	guestv1 "github.com/coveyhq/covey/proto/gen/go/covey/guest/v1"
+	"github.com/coveyhq/covey/services/chassis/page"
 )
 
 // filesCmd looks at and changes a sandbox's files without a command that runs in it; cp moves their contents.
@@ -48,15 +49,11 @@ func (a *app) filesListCmd(user *string) *cobra.Command {
 			}
 			q.SandboxId, q.Path, q.User = p.sandbox, p.path, *user
 			all := &guestv1.ListFilesResponse{}
-			for {
-				page, err := a.c.files.ListFiles(cmd.Context(), q)
+			for files, err := range page.Each(&q.PageToken, func() (*guestv1.ListFilesResponse, error) { return a.c.files.ListFiles(cmd.Context(), q) }) {
 				if err != nil {
 					return err
 				}
-				all.Files = append(all.Files, page.GetFiles()...)
-				if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
-					break
-				}
+				all.Files = append(all.Files, files.GetFiles()...)
 			}
 			return a.show(all, func() { a.fileTable(all.GetFiles()) })
 		},

@@ -10,6 +10,7 @@ import (
 
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	"github.com/coveyhq/covey/services/chassis/page"
 )
 
 func (a *app) hostsCmd() *cobra.Command {
@@ -17,15 +18,11 @@ func (a *app) hostsCmd() *cobra.Command {
 		Use: "hosts", Aliases: []string{"host"}, Short: "List the hosts, keep sandboxes off them, and empty them", Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all, q := &schedulerv1.ListHostsResponse{}, &schedulerv1.ListHostsRequest{PageSize: 1000}
-			for {
-				page, err := a.c.hosts.ListHosts(cmd.Context(), q)
+			for p, err := range page.Each(&q.PageToken, func() (*schedulerv1.ListHostsResponse, error) { return a.c.hosts.ListHosts(cmd.Context(), q) }) {
 				if err != nil {
 					return err
 				}
-				all.Hosts = append(all.Hosts, page.GetHosts()...)
-				if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
-					break
-				}
+				all.Hosts = append(all.Hosts, p.GetHosts()...)
 			}
 			return a.show(all, func() { a.hostTable(all.GetHosts()) })
 		},

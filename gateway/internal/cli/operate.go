@@ -13,6 +13,7 @@ import (
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/page"
 )
 
 func (a *app) logsCmd() *cobra.Command {
@@ -142,15 +143,11 @@ func (a *app) keysCmd() *cobra.Command {
 		Use: "ls", Aliases: []string{"list"}, Short: "List keys, newest first", Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all, q := &sandboxv1.ListKeysResponse{}, &sandboxv1.ListKeysRequest{PageSize: 1000}
-			for {
-				page, err := a.c.keys.ListKeys(cmd.Context(), q)
+			for p, err := range page.Each(&q.PageToken, func() (*sandboxv1.ListKeysResponse, error) { return a.c.keys.ListKeys(cmd.Context(), q) }) {
 				if err != nil {
 					return err
 				}
-				all.Keys = append(all.Keys, page.GetKeys()...)
-				if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
-					break
-				}
+				all.Keys = append(all.Keys, p.GetKeys()...)
 			}
 			return a.show(all, func() {
 				var rows [][]string

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
+	"github.com/coveyhq/covey/services/chassis/page"
 )
 
 // createFlags are the flags that describe a new sandbox.
@@ -119,15 +120,13 @@ func (a *app) listCmd() *cobra.Command {
 				return err
 			}
 			all := &sandboxv1.ListSandboxesResponse{}
-			for {
-				page, err := a.c.sandboxes.ListSandboxes(cmd.Context(), req)
+			for p, err := range page.Each(&req.PageToken, func() (*sandboxv1.ListSandboxesResponse, error) {
+				return a.c.sandboxes.ListSandboxes(cmd.Context(), req)
+			}) {
 				if err != nil {
 					return err
 				}
-				all.Sandboxes = append(all.Sandboxes, page.GetSandboxes()...)
-				if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
-					break
-				}
+				all.Sandboxes = append(all.Sandboxes, p.GetSandboxes()...)
 			}
 			return a.show(all, func() {
 				if len(all.GetSandboxes()) == 0 {

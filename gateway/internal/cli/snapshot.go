@@ -8,6 +8,7 @@ import (
 
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	snapshotv1 "github.com/coveyhq/covey/proto/gen/go/covey/snapshot/v1"
+	"github.com/coveyhq/covey/services/chassis/page"
 )
 
 func (a *app) snapshotCmd() *cobra.Command {
@@ -48,15 +49,13 @@ func (a *app) snapshotListCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			q := &snapshotv1.ListSnapshotsRequest{PageSize: 1000, AllKinds: all}
 			list := &snapshotv1.ListSnapshotsResponse{}
-			for {
-				page, err := a.c.snapshots.ListSnapshots(cmd.Context(), q)
+			for p, err := range page.Each(&q.PageToken, func() (*snapshotv1.ListSnapshotsResponse, error) {
+				return a.c.snapshots.ListSnapshots(cmd.Context(), q)
+			}) {
 				if err != nil {
 					return err
 				}
-				list.Snapshots = append(list.Snapshots, page.GetSnapshots()...)
-				if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
-					break
-				}
+				list.Snapshots = append(list.Snapshots, p.GetSnapshots()...)
 			}
 			return a.show(list, func() {
 				if len(list.GetSnapshots()) == 0 {

@@ -33,6 +33,7 @@ import (
 	"github.com/coveyhq/covey/gateway/internal/rest"
 	"github.com/coveyhq/covey/services/chassis"
 	"github.com/coveyhq/covey/services/chassis/consul"
+	"github.com/coveyhq/covey/services/chassis/page"
 	"github.com/coveyhq/covey/services/chassis/relay"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 )
@@ -257,8 +258,10 @@ func healthy(conn *grpc.ClientConn) func(context.Context) error {
 func aHost(conn *grpc.ClientConn) func(context.Context) error {
 	return func(ctx context.Context) error {
 		n := 0
-		for q := (&schedulerv1.ListHostsRequest{PageSize: 1000}); ; {
-			res, err := schedulerv1.NewHostsServiceClient(conn).ListHosts(ctx, q)
+		q := &schedulerv1.ListHostsRequest{PageSize: 1000}
+		for res, err := range page.Each(&q.PageToken, func() (*schedulerv1.ListHostsResponse, error) {
+			return schedulerv1.NewHostsServiceClient(conn).ListHosts(ctx, q)
+		}) {
 			if err != nil {
 				return err
 			}
@@ -268,9 +271,7 @@ func aHost(conn *grpc.ClientConn) func(context.Context) error {
 				}
 			}
 			n += len(res.GetHosts())
-			if q.PageToken = res.GetNextPageToken(); q.PageToken == "" {
-				return fmt.Errorf("none of %d hosts is ready", n)
-			}
 		}
+		return fmt.Errorf("none of %d hosts is ready", n)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 
 	schedulerv1 "github.com/coveyhq/covey/proto/gen/go/covey/scheduler/v1"
+	"github.com/coveyhq/covey/services/chassis/page"
 	"github.com/coveyhq/covey/services/sandbox"
 )
 
@@ -89,8 +90,8 @@ const pageSize = 1000
 func (s *Scheduler) list(ctx context.Context) ([]sandbox.Host, error) {
 	var hosts []sandbox.Host
 	known := map[string]string{}
-	for q := (&schedulerv1.ListHostsRequest{PageSize: pageSize}); ; {
-		resp, err := s.hosts.ListHosts(ctx, q)
+	q := &schedulerv1.ListHostsRequest{PageSize: pageSize}
+	for resp, err := range page.Each(&q.PageToken, func() (*schedulerv1.ListHostsResponse, error) { return s.hosts.ListHosts(ctx, q) }) {
 		if err != nil {
 			return nil, translate(ctx, theScheduler, err)
 		}
@@ -99,9 +100,6 @@ func (s *Scheduler) list(ctx context.Context) ([]sandbox.Host, error) {
 				ID: h.GetId(), Address: h.GetAddress(), Lost: h.GetState() == schedulerv1.HostState_HOST_STATE_LOST, HeardTime: stamp(h.GetHeartbeatTime()),
 			})
 			known[h.GetId()] = h.GetAddress()
-		}
-		if q.PageToken = resp.GetNextPageToken(); q.PageToken == "" {
-			break
 		}
 	}
 	s.mu.Lock()
