@@ -94,13 +94,10 @@ func (k *Keys) List(ctx context.Context, tenant string, pageSize uint32, token s
 		return nil, "", err
 	}
 	rows, err := k.store.Keys(ctx, tenant, from, int(pageSize)+1)
-	if err != nil || len(rows) <= int(pageSize) {
-		return rows, "", err
+	if err != nil {
+		return nil, "", err
 	}
-	rows = rows[:pageSize]
-	last := rows[pageSize-1]
-	token, err = pageToken{Time: last.CreateTime, ID: last.ID, Filter: filter}.encode()
-	return rows, token, err
+	return cutPage(rows, pageSize, func(k Key) pageToken { return pageToken{k.CreateTime, k.ID, filter} })
 }
 
 // Revoke ends a tenant's key; ending it twice is no error.

@@ -60,18 +60,17 @@ func (s *Service) List(ctx context.Context, tenant string, r ListRequest) ([]San
 	if err != nil {
 		return nil, "", err
 	}
-	if len(rows) <= int(r.PageSize) {
-		return rows, "", nil
-	}
-	rows = rows[:r.PageSize]
-	last := rows[len(rows)-1]
-	token, err := pageToken{Time: last.CreateTime, ID: last.ID, Filter: filter}.encode()
-	return rows, token, err
+	return cutPage(rows, r.PageSize, func(sb Sandbox) pageToken { return pageToken{sb.CreateTime, sb.ID, filter} })
 }
 
-func (t pageToken) encode() (string, error) {
-	b, err := json.Marshal(t)
-	return base64.RawURLEncoding.EncodeToString(b), err
+// cutPage makes a page of rows that were read, one more than it may have, and the token of the next, empty after the last. at is the position of a row.
+func cutPage[T any](rows []T, size uint32, at func(T) pageToken) ([]T, string, error) {
+	if len(rows) <= int(size) {
+		return rows, "", nil
+	}
+	rows = rows[:size]
+	b, err := json.Marshal(at(rows[size-1]))
+	return rows, base64.RawURLEncoding.EncodeToString(b), err
 }
 
 // pageFrom is where the page that a token names begins. The ids in the list are like id.
