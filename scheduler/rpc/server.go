@@ -90,14 +90,8 @@ func (s *Server) place(ctx context.Context, r *plan.Request) (book.Placement, er
 				return placed, err
 			}
 		}
-		warm, cancel := context.WithTimeout(ctx, left)
-		select {
-		case <-changed:
-		case <-warm.Done():
-		}
-		cancel()
-		if ctx.Err() != nil {
-			return book.Placement{}, ctx.Err()
+		if err := wait(ctx, changed, left); err != nil {
+			return book.Placement{}, err
 		}
 	}
 }

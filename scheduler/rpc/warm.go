@@ -1,6 +1,9 @@
 package rpc
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // warmUp waits, while the scheduler has just started, for hosts that it may not know yet: until what is known is enough, or all that there
 // are had the time to be heard from.
@@ -10,14 +13,19 @@ func (s *Server) warmUp(ctx context.Context, enough func() bool) error {
 		if left == 0 || enough() {
 			return nil
 		}
-		warm, cancel := context.WithTimeout(ctx, left)
-		select {
-		case <-changed:
-		case <-warm.Done():
-		}
-		cancel()
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err := wait(ctx, changed, left); err != nil {
+			return err
 		}
 	}
+}
+
+// wait waits for a change, for at most a time. Only the caller's end is an error.
+func wait(ctx context.Context, changed <-chan struct{}, left time.Duration) error {
+	bounded, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
+	select {
+	case <-changed:
+	case <-bounded.Done():
+	}
+	return ctx.Err()
 }
