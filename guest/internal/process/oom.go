@@ -75,7 +75,7 @@ const ownScore = "/proc/self/oom_score_adj"
 type exposure struct {
 	mu       sync.Mutex // guards all below
 	starting int
-	own      []byte // the score between starts
+	own      []byte // the score between starts, which stays what it was at the first; nil: not known
 }
 
 // begin precedes a start, which end follows. Where the score cannot be written it is not guestd's own either: that is written in the same way.
@@ -85,12 +85,11 @@ func (e *exposure) begin() {
 	if e.starting++; e.starting > 1 {
 		return
 	}
-	var err error
-	if e.own, err = os.ReadFile(ownScore); err == nil {
-		err = os.WriteFile(ownScore, []byte("0"), 0)
+	if e.own == nil {
+		e.own, _ = os.ReadFile(ownScore)
 	}
-	if err != nil {
-		e.own = nil
+	if e.own != nil {
+		_ = os.WriteFile(ownScore, []byte("0"), 0)
 	}
 }
 
