@@ -18,13 +18,11 @@ import (
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/consul"
 	"github.com/coveyhq/covey/services/chassis/relay"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 )
-
-// hostService is what DialAddr dials.
-const hostService = "covey-host"
 
 // Dial makes a connection to a service: calls go round robin to its instances that pass their health checks, or without Consul to those in Peers.
 // The daemon closes it at its end.
@@ -64,7 +62,7 @@ func (d *Daemon) DialAddr(addr string) (*grpc.ClientConn, error) {
 	if c := d.byAddr[addr]; c != nil {
 		return c, nil
 	}
-	c, err := d.dial("passthrough:///"+addr, hostService)
+	c, err := d.dial("passthrough:///"+addr, caller.Host)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/coveyhq/covey/gateway/internal/limit"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 )
 
 // Config is gatewayd's configuration file.
@@ -66,12 +67,9 @@ func (c *PortsConfig) validate() error {
 // deadline is that of native unary calls which bring none. It is longer than that of the services behind, whose answer says more.
 const deadline = 10 * time.Minute
 
-// service is the gateways' name in Consul.
-const service = "covey-gateway"
-
 // LoadConfig reads a configuration file.
 func LoadConfig(path string) (Config, error) {
-	c := Config{Chassis: chassis.Config{Service: service, Deadline: deadline}}
+	c := Config{Chassis: chassis.Config{Service: caller.Gateway, Deadline: deadline}}
 	err := chassis.LoadConfig(path, &c)
 	return c, err
 }

@@ -32,6 +32,7 @@ import (
 	"github.com/coveyhq/covey/gateway/internal/ports"
 	"github.com/coveyhq/covey/gateway/internal/rest"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/consul"
 	"github.com/coveyhq/covey/services/chassis/page"
 	"github.com/coveyhq/covey/services/chassis/relay"
@@ -118,7 +119,7 @@ func New(c Config, opts ...chassis.Option) (_ *Gateway, err error) {
 
 func (g *Gateway) dial() (err error) {
 	for service, conn := range map[string]**grpc.ClientConn{
-		"covey-sandbox": &g.sandboxes, "covey-scheduler": &g.scheduler, "covey-snapshot": &g.snapshots,
+		caller.Sandbox: &g.sandboxes, caller.Scheduler: &g.scheduler, caller.Snapshot: &g.snapshots,
 	} {
 		if *conn, err = g.Daemon.Dial(service); err != nil {
 			return err
@@ -172,7 +173,7 @@ func (g *Gateway) limit(r RatesConfig) error {
 		return nil // Nobody tells of other gateways.
 	}
 	g.beside(func(ctx context.Context) {
-		g.Daemon.Watch(ctx, service, func(list []consul.Instance, err error) {
+		g.Daemon.Watch(ctx, caller.Gateway, func(list []consul.Instance, err error) {
 			if err != nil {
 				return // What was known stays in force.
 			}
@@ -227,8 +228,8 @@ func (g *Gateway) restConfig(c Config, b services) rest.Config {
 		Sandboxes: b.sandboxes, Scheduler: b.scheduler, Snapshots: b.snapshots,
 		Data: b.data, Locate: g.hosts.Locate, Keys: g.keys, Audit: g.events,
 		Checks: map[string]func(context.Context) error{
-			"covey-sandbox": healthy(g.sandboxes), "covey-scheduler": healthy(g.scheduler), "covey-snapshot": healthy(g.snapshots),
-			"covey-host": aHost(g.scheduler),
+			caller.Sandbox: healthy(g.sandboxes), caller.Scheduler: healthy(g.scheduler), caller.Snapshot: healthy(g.snapshots),
+			caller.Host: aHost(g.scheduler),
 		},
 		Ports: ports.NewSigner(string(c.Ports.Secret)), PortDomain: c.Ports.domain(), PortsByHost: c.Ports.Domain != "",
 		Metrics: promhttp.HandlerFor(tel.Registry, promhttp.HandlerOpts{}), OpenMetrics: c.OpenMetrics,

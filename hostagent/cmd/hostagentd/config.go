@@ -15,6 +15,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/cpu"
 	"github.com/coveyhq/covey/hostagent/internal/machine"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 )
 
 // Config is hostagentd's configuration file.
@@ -111,7 +112,7 @@ type RegistryConfig struct {
 
 func loadConfig(path string) (Config, error) {
 	c := Config{
-		Chassis: chassis.Config{Service: "covey-host"}, Driver: "auto", Accel: "auto", Stop: stopKeep, Starts: 2 * runtime.NumCPU(),
+		Chassis: chassis.Config{Service: caller.Host}, Driver: "auto", Accel: "auto", Stop: stopKeep, Starts: 2 * runtime.NumCPU(),
 		Capacity: CapacityConfig{Overcommit: 4, Slots: 64},
 		Network:  NetworkConfig{Warm: 4, Nameservers: []string{"1.1.1.1", "8.8.8.8"}},
 		Jail:     JailConfig{UIDBase: 200000}, Snapshot: SnapshotConfig{CacheMB: 2048, MaxChain: 8},
@@ -225,5 +226,5 @@ func (c *Config) wantsScheduler() bool {
 	if c.Scheduler != nil {
 		return *c.Scheduler
 	}
-	return c.Chassis.Consul.Address != "" || len(c.Chassis.Peers["covey-scheduler"]) > 0
+	return c.Chassis.Consul.Address != "" || len(c.Chassis.Peers[caller.Scheduler]) > 0
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/transfer"
 	hostv1 "github.com/coveyhq/covey/proto/gen/go/covey/host/v1"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 )
 
 // version is what hosts say of themselves; set by the linker for releases.
@@ -131,7 +132,7 @@ func (m *Main) register() error {
 
 // beat tells every scheduler what the host has.
 func (m *Main) beat(ctx context.Context) {
-	m.daemon.EachInstance(ctx, "covey-scheduler", func(ctx context.Context, c *grpc.ClientConn) {
+	m.daemon.EachInstance(ctx, caller.Scheduler, func(ctx context.Context, c *grpc.ClientConn) {
 		agent.NewHeartbeat(m.service, c, m.daemon.Log()).Run(ctx)
 	})
 }

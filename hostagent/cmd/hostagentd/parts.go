@@ -22,6 +22,7 @@ import (
 	"github.com/coveyhq/covey/hostagent/internal/vmm"
 	"github.com/coveyhq/covey/hostagent/internal/vmm/firecracker"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/grpc"
 )
@@ -140,7 +141,7 @@ func (p *hostParts) furnish(ctx context.Context, c Config, d *chassis.Daemon) (e
 
 // meetRegistry prepares what moves snapshots between this host, the registry and other hosts.
 func (p *hostParts) meetRegistry(c Config, d *chassis.Daemon) error {
-	conn, err := d.Dial("covey-snapshot")
+	conn, err := d.Dial(caller.Snapshot)
 	if err != nil {
 		return err
 	}

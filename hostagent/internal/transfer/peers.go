@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/coveyhq/covey/hostagent/internal/snapstore"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/consul"
 )
 
@@ -21,9 +22,6 @@ type Peers interface {
 	// Dial is a connection to a host's agent; an error where the host is not known or not well.
 	Dial(hostID string) (grpc.ClientConnInterface, error)
 }
-
-// hostService is the name of host agents in Consul.
-const hostService = "covey-host"
 
 // Directory implements Peers with what Consul knows.
 type Directory struct {
@@ -41,7 +39,7 @@ func NewDirectory(watch func(context.Context, string, func([]consul.Instance, er
 
 // Run follows the hosts until ctx ends. What is known stays while Consul is away.
 func (d *Directory) Run(ctx context.Context) {
-	d.watch(ctx, hostService, func(list []consul.Instance, _ error) {
+	d.watch(ctx, caller.Host, func(list []consul.Instance, _ error) {
 		addrs := make(map[string]string, len(list))
 		for _, i := range list {
 			if id := i.Meta["host_id"]; id != "" && i.Passing {

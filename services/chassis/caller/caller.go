@@ -26,7 +26,7 @@ import (
 	"github.com/coveyhq/covey/services/chassis/apierr"
 )
 
-// The services that daemons prove to be.
+// The services that daemons prove to be; so they are named in Consul, in configurations and in traces too.
 const (
 	Gateway   = "covey-gateway"
 	Sandbox   = "covey-sandbox"

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/sandbox"
 	"github.com/coveyhq/covey/services/sandbox/postgres"
 )
@@ -34,7 +35,7 @@ var imageName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 func loadConfig(path string) (Config, error) {
 	// Some calls wait for a sandbox's start, whose own limit is timing.work.
-	c := Config{Chassis: chassis.Config{Service: "covey-sandbox", Deadline: 5 * time.Minute}, Images: slices.Clone(defaultImages)}
+	c := Config{Chassis: chassis.Config{Service: caller.Sandbox, Deadline: 5 * time.Minute}, Images: slices.Clone(defaultImages)}
 	err := chassis.LoadConfig(path, &c)
 	return c, err
 }

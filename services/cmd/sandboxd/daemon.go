@@ -13,6 +13,7 @@ import (
 
 	sandboxv1 "github.com/coveyhq/covey/proto/gen/go/covey/sandbox/v1"
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/services/chassis/tenant"
 	"github.com/coveyhq/covey/services/sandbox"
 	"github.com/coveyhq/covey/services/sandbox/peers"
@@ -79,11 +80,11 @@ func newMain(ctx context.Context, c Config) (_ *Main, err error) {
 }
 
 func newService(d *chassis.Daemon, store *postgres.Store, c Config, owner string) (*sandbox.Service, error) {
-	scheduler, err := d.Dial("covey-scheduler")
+	scheduler, err := d.Dial(caller.Scheduler)
 	if err != nil {
 		return nil, err
 	}
-	snapshots, err := d.Dial("covey-snapshot")
+	snapshots, err := d.Dial(caller.Snapshot)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coveyhq/covey/services/chassis"
+	"github.com/coveyhq/covey/services/chassis/caller"
 	"github.com/coveyhq/covey/snapshotsvc/postgres"
 	"github.com/coveyhq/covey/snapshotsvc/registry"
 	"github.com/coveyhq/covey/snapshotsvc/store"
@@ -59,7 +60,7 @@ type S3Config struct {
 }
 
 func loadConfig(path string) (Config, error) {
-	c := Config{Chassis: chassis.Config{Service: "covey-snapshot"}, Store: StoreConfig{Kind: directoryStore}}
+	c := Config{Chassis: chassis.Config{Service: caller.Snapshot}, Store: StoreConfig{Kind: directoryStore}}
 	err := chassis.LoadConfig(path, &c)
 	return c, err
 }
