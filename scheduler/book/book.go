@@ -84,6 +84,7 @@ type host struct {
 	reported plan.State // by its last heartbeat
 	lost     cause      // why it is lost
 	heard    time.Time
+	beats    time.Time               // since when it is heard from without a break
 	reserved map[string]*reservation // by sandbox
 	// spread is the keys of sandboxes placed here that have one, by sandbox, from when the host showed them.
 	spread map[string]string
@@ -147,6 +148,9 @@ func (b *Book) Beat(h *plan.Host, sandboxes []string) plan.State {
 		e = &host{id: h.ID, reserved: map[string]*reservation{}, spread: map[string]string{}}
 		b.hosts[h.ID] = e
 		b.log.Info("host heard from", "host_id", h.ID, "address", h.Address, "capacity", h.Capacity.String())
+	}
+	if b.pausing(e) {
+		e.beats = b.now()
 	}
 	e.heard, e.reported = b.now(), h.State
 	h.State = plan.Ready
@@ -229,16 +233,21 @@ func (b *Book) judge(e *host, before plan.State) plan.State {
 
 // lost tells whether, and why, a host is lost. mu is held.
 func (b *Book) lost(e *host) cause {
-	silence := b.now().Sub(e.heard)
 	since, fails := b.failing[e.id]
+	if since.Before(e.beats) {
+		since = e.beats // What failed before is of the time when it was away.
+	}
 	switch {
-	case silence > b.timing.Silence:
+	case b.now().Sub(e.heard) > b.timing.Silence:
 		return silent
-	case fails && (silence > b.timing.Silence/2 || b.now().Sub(since) > b.timing.Silence):
+	case fails && (b.pausing(e) || b.now().Sub(since) > b.timing.Silence):
 		return failing
 	}
 	return notLost
 }
+
+// pausing tells whether a host has not been heard from for half of the time that loses it. mu is held.
+func (b *Book) pausing(e *host) bool { return b.now().Sub(e.heard) > b.timing.Silence/2 }
 
 // sayLost says why and since when a host is lost. mu is held.
 func (b *Book) sayLost(e *host, c cause) string {

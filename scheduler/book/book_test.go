@@ -203,6 +203,31 @@ func TestAHostThatBeatsIsLostForItsCheckOnlyOnceThatHasFailedAsLongAsSilenceTake
 	}
 }
 
+func TestAHostThatIsBackIsNotLostForACheckThatFailedWhileItWasAway(t *testing.T) {
+	b, c := newBook()
+	fail := func() { b.SetFailing(map[string]bool{"a": true}) }
+	beat(b, "a", 0)
+	c.advance(4 * time.Second)
+	fail()
+	c.advance(8 * time.Second)
+	b.Sweep()
+	if s, _ := b.Host("a"); s.State != plan.Lost {
+		t.Fatalf("silent, with a check that fails, it is %v", s.State)
+	}
+	// From here on it beats, and Consul looks again only in a while.
+	for n := range 5 {
+		if s := beat(b, "a", 0); s != plan.Ready {
+			t.Fatalf("at beat %d after its return it is %v", n+1, s)
+		}
+		c.advance(2 * time.Second)
+		fail()
+	}
+	c.advance(time.Second)
+	if s := beat(b, "a", 0); s != plan.Lost {
+		t.Errorf("for a check that fails for as long as silence takes after its return it is %v", s)
+	}
+}
+
 func TestARefusalNamesTheHostsThatAreLostAndWhyAndSinceWhenAndWhatToDo(t *testing.T) {
 	b, c := newBook()
 	beat(b, "a", 0)

@@ -4,7 +4,8 @@
 //
 // Heartbeats come straight from the host; of the check only Consul's word is known, which may be old: that it could not reach a host before it was cut off
 // itself and has not looked again. So the check of a host that beats loses it only once it has failed for as long as silence would take. Of one that is silent
-// for half of that time already the check is believed at once: both say the same.
+// for half of that time already the check is believed at once: both say the same. Of one that is back after such a silence only what fails from then on counts: the
+// check failed because it was away, and Consul has not looked since.
 // Rejected: heartbeats alone, as a host that beats but serves nobody would be chosen again and again; the check alone, which lost every host for a moment
 // whenever Consul came back; and schedulers that call the hosts themselves, which is Consul's work done again by each of them.
 //
